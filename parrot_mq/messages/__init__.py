@@ -1,0 +1,32 @@
+"""Typed records that cross a process border: plain data, orjson on the wire, no behaviour of any process."""
+
+from parrot_mq.messages.engine import CostModel, EngineRecord, EngineState
+from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
+from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind
+from parrot_mq.messages.request import Binding, RequestSpec, Transform, TransformKind
+from parrot_mq.messages.sampling import SamplingParams
+from parrot_mq.messages.states import RequestState, SessionState, VariableState
+
+__all__ = [
+    "LATENCY",
+    "THROUGHPUT",
+    "TPOT",
+    "TTFT",
+    "Binding",
+    "CostModel",
+    "Deadline",
+    "EngineRecord",
+    "EngineState",
+    "FunctionRecord",
+    "Objective",
+    "ObjectiveKind",
+    "RequestSpec",
+    "RequestState",
+    "SamplingParams",
+    "Segment",
+    "SegmentKind",
+    "SessionState",
+    "Transform",
+    "TransformKind",
+    "VariableState",
+]

@@ -1,0 +1,102 @@
+"""What an engine says about itself: registration and heartbeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+import orjson
+
+
+class EngineState(enum.StrEnum):
+    """Life of an engine incarnation. Only ``ready`` engines are given work."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CostModel:
+    """Calibrated times of an engine, in milliseconds; zero means not measured.
+
+    A step that decodes ``b`` sequences of ``c`` context tokens in all takes
+    ``decode_base_ms + b * decode_per_seq_ms + c * decode_per_context_token_ms``.
+    """
+
+    prefill_per_token_ms: float = 0.05
+    decode_base_ms: float = 5.0
+    decode_per_seq_ms: float = 0.5
+    decode_per_context_token_ms: float = 0.0
+
+    def prefill_ms(self, num_tokens: int) -> float:
+        """Predicted time to prefill ``num_tokens`` uncached tokens."""
+        return self.prefill_per_token_ms * num_tokens
+
+    def decode_step_ms(self, num_seqs: int, context_tokens: int) -> float:
+        """Predicted time of one decode step."""
+        return (
+            self.decode_base_ms
+            + self.decode_per_seq_ms * num_seqs
+            + self.decode_per_context_token_ms * context_tokens
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """An engine's heartbeat.
+
+    ``id`` is per incarnation. ``model`` is the name requests ask for. ``max_num_seqs`` sequences run at once in
+    ``num_blocks`` KV blocks of ``block_size`` tokens. ``resident`` are prefix digests the engine still holds, newest
+    first, at most a few hundred.
+    """
+
+    id: str
+    kind: str
+    model: str
+    state: EngineState = EngineState.STARTING
+    max_num_seqs: int = 32
+    max_model_len: int = 2048
+    block_size: int = 16
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    cost: CostModel = dataclasses.field(default_factory=CostModel)
+    resident: tuple[str, ...] = ()
+    tokens_per_s: float = 0.0
+    host: str = ""
+    pid: int = 0
+    started_ms: int = 0
+
+    def to_fields(self) -> dict[str, str]:
+        """Return the record as fields of a Redis hash, plain text."""
+        fields = {
+            f.name: str(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in ("cost", "resident")
+        }
+        fields["state"] = self.state.value
+        fields["cost"] = orjson.dumps(dataclasses.asdict(self.cost)).decode()
+        fields["resident"] = " ".join(self.resident)
+        return fields
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, str]) -> EngineRecord:
+        """Parse what ``to_fields`` wrote."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            text = fields.get(field.name)
+            if text is None:
+                continue
+            if field.name == "cost":
+                values["cost"] = CostModel(**orjson.loads(text))
+            elif field.name == "resident":
+                values["resident"] = tuple(text.split())
+            elif field.name == "state":
+                values["state"] = EngineState(text)
+            else:
+                values[field.name] = _PARSERS.get(str(field.type), str)(text)
+        return cls(**values)
+
+
+_PARSERS: dict[str, type] = {"int": int, "float": float, "str": str}

@@ -1,0 +1,54 @@
+"""Which node of a Redis Cluster holds a key. Each partition then talks to that node with a plain client.
+
+(redis-py's cluster client has no pub/sub at 5.3, and no version of it pipelines EVALSHA.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.asyncio
+from redis.crc import key_slot
+from redis.exceptions import ResponseError
+
+from parrot_mq.errors import StoreUnavailable
+
+
+async def is_cluster(client: redis.asyncio.Redis) -> bool:
+    """Whether the server that ``client`` talks to is a node of a cluster."""
+    try:
+        info: dict[str, Any] = await client.info("cluster")
+    except ResponseError:
+        return False
+    return bool(info.get("cluster_enabled"))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def owner_url(client: redis.asyncio.Redis, url: str, key: str) -> str:
+    """Return ``url`` with the host and port of the master that holds ``key``."""
+    slot = key_slot(key.encode())
+    # Asked through a raw connection: redis-py's own parser of this reply differs between its versions.
+    connection = await client.connection_pool.get_connection("CLUSTER")
+    try:
+        await connection.send_command("CLUSTER", "SLOTS")
+        slots = await connection.read_response()
+    finally:
+        await client.connection_pool.release(connection)
+    for first, last, master, *_ in slots:
+        if int(first) <= slot <= int(last):
+            return at_address(url, _text(master[0]), int(master[1]))
+    raise StoreUnavailable(f"no master of the cluster at {url} holds slot {slot}; run `redis-cli --cluster check`")
+
+
+def at_address(url: str, host: str, port: int) -> str:
+    """Return ``url`` with another host and port, credentials and options kept."""
+    parts = urlsplit(url)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    host = host or parts.hostname or "127.0.0.1"
+    if ":" in host:
+        host = f"[{host}]"
+    return urlunsplit(parts._replace(netloc=f"{credentials}{at}{host}:{port}"))

@@ -1,0 +1,132 @@
+"""The one place where connections to Redis are made."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from parrot_mq import keys
+from parrot_mq.errors import ConfigError, StoreUnavailable
+from parrot_mq.settings import StoreSettings
+from parrot_mq.store.cluster import is_cluster, owner_url
+from parrot_mq.store.ids import IdSource, SystemIds
+from parrot_mq.store.partition import Clients, Partition
+
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 15.0
+MAX_CONNECTIONS = 128
+
+
+def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
+    """Return a client for ``url`` with every time-out, protocol and pool size stated.
+
+    redis-py 8 changed the defaults of all three. ``blocking`` clients never time out a read: their callers bound each
+    blocking command themselves. Reconnects are retried for about two seconds, so that a Redis that restarts is not
+    seen as gone.
+    """
+    return redis.asyncio.Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        max_connections=MAX_CONNECTIONS,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=None if blocking else COMMAND_TIMEOUT_S,
+        socket_keepalive=True,
+        health_check_interval=0,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
+        retry_on_error=[RedisConnectionError],
+    )
+
+
+class Store:
+    """Redis as parrot_mq sees it: partitions, and one place for what is global.
+
+    ``client`` is the connection for global keys. Close with ``aclose`` or use as an asynchronous context manager.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        client: redis.asyncio.Redis,
+        partitions: tuple[Partition, ...],
+        settings: StoreSettings,
+        ids: IdSource,
+    ) -> None:
+        self.url = url
+        self.client = client
+        self.partitions = partitions
+        self.settings = settings
+        self.ids = ids
+
+    def partition(self, number: int) -> Partition:
+        """Return partition ``number``; ``ConfigError`` if this deployment has no such partition."""
+        if not 0 <= number < len(self.partitions):
+            raise ConfigError(
+                f"the id belongs to partition {number}, but this client was configured for {len(self.partitions)}; "
+                "set PARROT_MQ_PARTITIONS to the deployment's value"
+            )
+        return self.partitions[number]
+
+    def of(self, object_id: str, kind: str = "") -> Partition:
+        """Return the partition that ``object_id`` carries; ``BadType`` if it is no id (of ``kind``)."""
+        return self.partition(keys.partition_of(object_id, kind))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for partition in self.partitions:
+            await partition.clients.aclose()
+        await self.client.aclose()
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+async def connect(
+    url: str,
+    settings: StoreSettings | None = None,
+    *,
+    ids: IdSource | None = None,
+    client: redis.asyncio.Redis | None = None,
+    timeout_s: float = 10.0,
+) -> Store:
+    """Connect to the Redis at ``url`` (a single server, or any node of a cluster) and return the store.
+
+    ``client`` replaces the connections (a fakeredis client in unit tests). Raises ``StoreUnavailable`` if nothing
+    answers within ``timeout_s``, ``ConfigError`` for a URL that is none.
+    """
+    settings = settings or StoreSettings.from_env()
+    fake = client is not None
+    if client is None:
+        if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+            raise ConfigError(f"{url!r} is not a Redis URL; write redis://HOST:PORT, rediss://... or unix:///path")
+        client = make_client(url)
+    try:
+        async with asyncio.timeout(timeout_s):
+            clustered = not fake and await is_cluster(client)
+    except (TimeoutError, RedisTimeoutError, RedisConnectionError, OSError) as error:
+        await client.aclose()
+        raise StoreUnavailable(
+            f"no Redis answers at {url} ({error or 'timed out'}); start one with `redis-server` or `parrot-mq up`, "
+            "or give another address with --redis-url or PARROT_MQ_REDIS_URL"
+        ) from None
+    partitions = []
+    for number in range(settings.partitions):
+        partition_keys = keys.Keys(number)
+        if clustered:
+            home = await owner_url(client, url, partition_keys.epoch)
+            clients = Clients(make_client(home), make_client(home, blocking=True), url=url, make=make_client)
+        elif fake or number == 0:
+            clients = Clients(client, client if fake else make_client(url, blocking=True))
+        else:
+            clients = partitions[0].clients
+        partitions.append(Partition(partition_keys, clients, settings))
+    return Store(url, client, tuple(partitions), settings, ids or SystemIds())

@@ -1,0 +1,196 @@
+"""What an engine worker does to the store: heartbeat, claim, renew, stream, complete, fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from redis.exceptions import ResponseError
+
+from parrot_mq.errors import ErrorRecord, Fenced
+from parrot_mq.keys import ENGINES, GROUP
+from parrot_mq.messages import EngineRecord, FunctionRecord
+from parrot_mq.store.answers import checked
+from parrot_mq.store.connect import Store
+from parrot_mq.store.partition import Partition
+from parrot_mq.store.records import Assignment, Claim, Control, InputValue, Usage, Value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renewal:
+    """What ``renew`` found: requests that are ``lost`` to another attempt, and those that were ``cancelled``."""
+
+    lost: tuple[str, ...]
+    cancelled: tuple[str, ...]
+
+
+class EngineStore:
+    """State changes that an engine makes, in one partition."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+
+    async def heartbeat(self, record: EngineRecord) -> None:
+        """Write the engine's record, valid for ``heartbeat_ttl_s``; the first one makes its streams."""
+        fields = [text for pair in record.to_fields().items() for text in pair]
+        ttl_ms = round(self.partition.settings.heartbeat_ttl_s * 1000)
+        await self.partition.call("heartbeat", record.id, GROUP, ttl_ms, *fields)
+
+    async def leave(self, engine_id: str) -> None:
+        """Remove the engine's heartbeat; the reaper gives what it still holds to others."""
+        await self.partition.call("leave", engine_id)
+
+    async def receive(
+        self, engine_id: str, control_after: str, *, block_ms: int, count: int = 256
+    ) -> tuple[list[Assignment], list[Control]]:
+        """Wait up to ``block_ms`` for entries of the engine's queue and control streams.
+
+        Assignments stay in the stream, pending, until ``start`` removes them; controls are read after the id
+        ``control_after`` ("0" at first).
+        """
+        queue, control = self.partition.keys.engine_queue(engine_id), self.partition.keys.engine_control(engine_id)
+        redis = self.partition.blocking
+        # Two streams, two commands: a group read and a plain read cannot be one. The queue is what is waited for;
+        # a control message is also written to the queue as an empty entry, which wakes this read.
+        try:
+            answer = await redis.xreadgroup(GROUP, engine_id, {queue: ">"}, count=count, block=max(1, block_ms))
+        except ResponseError as error:
+            if "NOGROUP" in str(error):
+                raise Fenced(f"the streams of engine {engine_id} are gone: the reaper took it for dead") from None
+            raise
+        entries = answer[0][1] if answer else []
+        assignments, wake = [], False
+        for entry_id, fields in entries:
+            if fields is None or "request" not in fields:
+                wake = True
+                await redis.xack(queue, GROUP, entry_id)
+                await redis.xdel(queue, entry_id)
+                continue
+            assignments.append(Assignment(entry_id, fields["request"], fields["fence"], fields.get("plan", "{}")))
+        controls: list[Control] = []
+        if wake:
+            found = await redis.xread({control: control_after}, count=count)
+            for entry_id, fields in found[0][1] if found else []:
+                controls.append(
+                    Control(
+                        entry_id,
+                        fields["kind"],
+                        fields.get("request", ""),
+                        fields.get("fence", ""),
+                        fields.get("text", ""),
+                    )
+                )
+        return assignments, controls
+
+    async def start(self, engine_id: str, assignments: Sequence[Assignment]) -> list[Claim | None]:
+        """Claim assignments: take the lease and remove the stream entries; None for each that is no longer ours.
+
+        The same call again gives the same answer. Inputs of ``inline_bytes`` and more come as references: ``fetch``.
+        """
+        args: list[str] = [engine_id, GROUP]
+        for assignment in assignments:
+            args += [assignment.entry_id, assignment.request, assignment.fence]
+        answer = checked(await self.partition.call("start", *args))
+        return [self._claim(item) for item in answer[0]]
+
+    @staticmethod
+    def _claim(item: list[Any]) -> Claim | None:
+        if len(item) < 2:
+            return None
+        request, fence, attempt, session, tenant, spec, streamed, published, inputs = item
+        return Claim(
+            request=request,
+            fence=fence,
+            attempt=int(attempt),
+            session=session,
+            tenant=tenant,
+            spec_json=spec,
+            inputs=tuple(
+                InputValue(
+                    id=vid,
+                    text=None if reference else text,
+                    reference=reference,
+                    token_ids=tuple(map(int, ids.split())),
+                    tokens_by=tokens_by,
+                )
+                for vid, text, reference, ids, tokens_by in inputs
+            ),
+            streamed=streamed == "1",
+            published_ids=tuple(map(int, published.split())),
+        )
+
+    async def fetch(self, reference: str) -> str | None:
+        """Return the large value at the key ``reference``, None if it has been deleted."""
+        text: str | None = await self.partition.robust(lambda: self.partition.redis.get(reference))
+        return text
+
+    async def function(self, tenant: str, digest: str) -> FunctionRecord | None:
+        """Return a template; templates never change, so callers may keep it."""
+        key = self.partition.keys.function(tenant, digest)
+        name, segments = await self.partition.robust(lambda: self.partition.redis.hmget(key, "name", "segments"))
+        return FunctionRecord.from_json(name, segments) if segments else None
+
+    async def renew(self, engine_id: str, running: Sequence[tuple[str, str]]) -> Renewal:
+        """Extend the leases of (request, fence) pairs; say which are lost or cancelled."""
+        args = [text for pair in running for text in pair]
+        lost, cancelled = checked(await self.partition.call("renew", engine_id, *args))
+        return Renewal(tuple(lost), tuple(cancelled))
+
+    async def emit(self, request: str, fence: str, offset: int, token_ids: Sequence[int], text: str) -> None:
+        """Append a piece of output to the variable's stream; ``offset`` counts the tokens before it.
+
+        Raises ``Fenced`` if the request belongs to another attempt by now.
+        """
+        checked(
+            await self.partition.call("emit", request, fence, offset, " ".join(map(str, token_ids)), len(token_ids), text)
+        )
+
+    async def complete(
+        self, request: str, fence: str, output: str, value: Value, usage: Usage, raw: Value | None = None
+    ) -> None:
+        """Set the output variable and finish the request, in one step.
+
+        ``raw`` is the text before the transform, where there is one. The same call again is a no-op. Raises
+        ``Fenced`` if the request belongs to another attempt by now, or was cancelled.
+        """
+        for part, is_raw in ((value, False), (raw, True)):
+            if part is not None and part.fence:
+                key = self.partition.keys.value(output, part.fence + (".raw" if is_raw else ""))
+                ttl_ms = round(self.partition.settings.staged_value_ttl_s * 1000)
+                await self.partition.robust(
+                    lambda key=key, part=part: self.partition.redis.set(key, part.text, px=ttl_ms)  # type: ignore[misc]
+                )
+        args: list[str | int] = [request, fence, value.inline, value.fence, value.size_bytes, value.digest]
+        args += [value.tokens_text, value.tokens_by, orjson.dumps(dataclasses.asdict(usage)).decode()]
+        if raw is not None:
+            args += ["1", raw.inline, raw.fence]
+        checked(await self.partition.call("complete", *args))
+
+    async def fail(self, request: str, fence: str, error: ErrorRecord, *, retry: bool) -> None:
+        """Report that an attempt failed: with ``retry`` it is run again after a back-off until its attempts are used
+        up, then (or at once) its output and everything downstream get ``error``. Raises ``Fenced`` as ``complete``.
+        """
+        checked(await self.partition.call("fail", request, fence, error.to_json(), "1" if retry else ""))
+
+    async def release(self, engine_id: str, held: Sequence[tuple[str, str]]) -> None:
+        """Give (request, fence) pairs back unstarted, to be dispatched anew; not counted as an attempt."""
+        args = [text for pair in held for text in pair]
+        checked(await self.partition.call("release", engine_id, *args))
+
+
+async def register(store: Store, record: EngineRecord) -> None:
+    """Write an engine's heartbeat in every partition and list it among the engines."""
+    for partition in store.partitions:
+        await EngineStore(partition).heartbeat(record)
+    seconds, micros = await store.partitions[0].robust(store.client.time)
+    await store.partitions[0].robust(
+        lambda: store.client.zadd(ENGINES, {record.id: int(seconds) * 1000 + int(micros) // 1000})
+    )
+
+
+async def deregister(store: Store, engine_id: str) -> None:
+    """Remove an engine's heartbeats; its streams are emptied and deleted by the reaper."""
+    for partition in store.partitions:
+        await EngineStore(partition).leave(engine_id)

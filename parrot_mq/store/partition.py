@@ -1,0 +1,126 @@
+"""One partition: its keys, its connections, and how a script is called in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import redis.asyncio
+from redis.exceptions import BusyLoadingError, MovedError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from parrot_mq.errors import Overloaded, StoreUnavailable
+from parrot_mq.keys import Keys
+from parrot_mq.settings import StoreSettings
+from parrot_mq.store.cluster import at_address
+from parrot_mq.store.scripts import load_scripts
+
+RETRY_S = 15.0
+"""How long a call outlasts a Redis that is away (a restart, a fail-over) before ``StoreUnavailable``."""
+OUT_OF_MEMORY_RETRY_S = 5.0
+
+T = TypeVar("T")
+
+
+class Clients:
+    """The two connections pools of a partition: for commands, and for blocking reads.
+
+    With ``url`` and ``make`` given they belong to a cluster's node, and are made anew when its slot moves.
+    """
+
+    def __init__(
+        self,
+        commands: redis.asyncio.Redis,
+        blocking: redis.asyncio.Redis,
+        url: str = "",
+        make: Callable[..., redis.asyncio.Redis] | None = None,
+    ) -> None:
+        self.commands = commands
+        self.blocking = blocking
+        self._url = url
+        self._make = make
+        self._retired: list[redis.asyncio.Redis] = []
+
+    def move(self, host: str, port: int) -> None:
+        """Talk to another node from now on; commands under way on the old connections still end there."""
+        if self._make is None:
+            return
+        self._retired += [self.commands, self.blocking]
+        home = at_address(self._url, host, port)
+        self.commands, self.blocking = self._make(home), self._make(home, blocking=True)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for client in (*self._retired, self.commands, self.blocking):
+            await client.aclose()
+
+
+class Partition:
+    """One partition of the store. Role classes (producer, engine, scheduler, reader) are built on it."""
+
+    def __init__(self, keys: Keys, clients: Clients, settings: StoreSettings) -> None:
+        self.keys = keys
+        self.clients = clients
+        self.settings = settings
+        self._scripts = load_scripts(settings)
+
+    @property
+    def redis(self) -> redis.asyncio.Redis:
+        """The client for commands that do not block."""
+        return self.clients.commands
+
+    @property
+    def blocking(self) -> redis.asyncio.Redis:
+        """The client for blocking reads and pub/sub."""
+        return self.clients.blocking
+
+    async def call(self, name: str, *args: str | int | float) -> Any:
+        """Run the script ``name`` in this partition and return its answer.
+
+        Every script is idempotent, so that a call whose answer was lost is simply made again. Raises ``Overloaded``
+        when Redis is out of memory, ``StoreUnavailable`` when it stays away for ``RETRY_S``.
+        """
+        script = self._scripts[name]
+
+        async def run() -> Any:
+            try:
+                return await self.redis.execute_command("EVALSHA", script.sha, 1, self.keys.epoch, *args)
+            except NoScriptError:
+                return await self.redis.execute_command("EVAL", script.source, 1, self.keys.epoch, *args)
+
+        return await self.robust(run)
+
+    async def robust(self, run: Callable[[], Awaitable[T]]) -> T:
+        """Await ``run()``; make it again while Redis is away or loading, or after its slot has moved."""
+        deadline = time.monotonic() + RETRY_S
+        delay_s = 0.02
+        while True:
+            try:
+                return await run()
+            except MovedError as error:
+                self.clients.move(error.host, error.port)
+                problem: Exception = error
+            except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as error:
+                problem = error
+            except OutOfMemoryError:
+                raise _out_of_memory() from None
+            except ResponseError as error:
+                if "OOM" in str(error):
+                    raise _out_of_memory() from None
+                if not str(error).startswith(("CLUSTERDOWN", "TRYAGAIN", "LOADING", "MASTERDOWN")):
+                    raise
+                problem = error
+            if time.monotonic() + delay_s > deadline:
+                raise StoreUnavailable(f"Redis has not answered for {RETRY_S:.0f} s: {problem}") from problem
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 0.5)
+
+
+def _out_of_memory() -> Overloaded:
+    return Overloaded(
+        "Redis is out of memory (maxmemory): raise it, or delete sessions with `parrot-mq` or wait for them to expire",
+        OUT_OF_MEMORY_RETRY_S,
+    )

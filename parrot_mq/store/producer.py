@@ -1,0 +1,155 @@
+"""What the SDK does to the store: sessions, submits, values, objectives, cancellation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from parrot_mq.keys import partition_of
+from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec
+from parrot_mq.store.answers import checked
+from parrot_mq.store.partition import Partition
+from parrot_mq.store.records import NewVariable, Value
+
+BATCH_IDS = 200
+"""Ids in one call of a script that walks over ids."""
+
+
+class ProducerStore:
+    """State changes that an application asks for, in one partition."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+
+    async def open_session(self, session_id: str, tenant: str, secret_hash: str = "") -> None:
+        """Create a session; the same call again changes nothing. ``Conflict`` if another tenant has the id."""
+        checked(await self.partition.call("open_session", session_id, tenant, secret_hash))
+
+    async def stage(self, variable_id: str, value: Value, *, raw: bool = False) -> None:
+        """Write a large value to its own key, with a TTL that the script which refers to it removes."""
+        if not value.fence:
+            return
+        key = self.partition.keys.value(variable_id, value.fence + (".raw" if raw else ""))
+        ttl_ms = round(self.partition.settings.staged_value_ttl_s * 1000)
+        await self.partition.robust(lambda: self.partition.redis.set(key, value.text, px=ttl_ms))
+
+    async def submit(
+        self,
+        session_id: str,
+        batch: str,
+        functions: Iterable[FunctionRecord],
+        variables: Sequence[NewVariable],
+        requests: Sequence[tuple[RequestSpec, tuple[str, ...]]],
+        *,
+        last: bool,
+    ) -> None:
+        """Submit one chunk of a batch: functions, new variables, and requests (each with its input ids) in
+        topological order. All of it takes effect, or nothing.
+
+        Large values must be staged first. The same chunk again is a no-op. Raises a ``SubmitError`` that names the
+        culprit, or ``Overloaded``.
+        """
+        args: list[str | int] = [session_id, batch, "1" if last else ""]
+        functions = list(functions)
+        args.append(len(functions))
+        for function in functions:
+            args += [function.digest, function.name, function.segments_json]
+        args.append(len(variables))
+        for variable in variables:
+            value = variable.value
+            args += [variable.id, variable.name]
+            if value is None:
+                args += ["", "", "", 0, ""]
+            else:
+                args += ["1", value.inline, value.fence, value.size_bytes, value.digest]
+        args.append(len(requests))
+        for spec, inputs in requests:
+            args += [spec.id, spec.call, spec.function_name, spec.output, spec.to_json(), len(inputs), *inputs]
+        checked(await self.partition.call("submit", *args))
+
+    async def discard(self, batch: str, request_ids: Sequence[str], variable_ids: Sequence[str]) -> None:
+        """Undo a batch of which a later chunk failed: requests that ``batch`` made are cancelled and deleted."""
+        for start in range(0, len(request_ids), BATCH_IDS):
+            part = request_ids[start : start + BATCH_IDS]
+            await self.partition.call("discard", batch, "r", *part)
+        for start in range(0, len(variable_ids), BATCH_IDS):
+            part = variable_ids[start : start + BATCH_IDS]
+            await self.partition.call("discard", batch, "v", *part)
+
+    async def set_variable(self, variable_id: str, value: Value) -> None:
+        """Give a variable its value by hand. The first writer wins; the same value again is a no-op.
+
+        Raises ``UnknownVariable``, ``AlreadySet``, or ``AlreadyProduced`` if a request produces it.
+        """
+        await self.stage(variable_id, value)
+        answer = await self.partition.call(
+            "set_variable", variable_id, "value", value.inline, value.fence, value.size_bytes, value.digest,
+            value.tokens_text, value.tokens_by, "",
+        )  # fmt: skip
+        checked(answer)
+
+    async def want(self, variable_id: str, objective: Objective | None = None, *, stream: bool = False) -> bool:
+        """State an objective for a variable (the strictest one stated so far holds) and, with ``stream``, that its
+        output is to be streamed. Returns False for an unknown id.
+        """
+        kind, value_ms, strictness = "", 0, 0
+        if objective is not None:
+            kind, value_ms, strictness = objective.kind.value, objective.value_ms, objective.strictness
+        deadline = "1" if objective is not None and objective.kind is ObjectiveKind.DEADLINE else ""
+        answer: list[Any] = await self.partition.call(
+            "want", variable_id, kind, value_ms, strictness, deadline, "1" if stream else ""
+        )
+        return bool(answer[0] == "ok")
+
+    async def cancel_requests(self, request_ids: Sequence[str], reason: str = "cancelled by the application") -> int:
+        """Cancel requests that are not finished; returns how many were. Their outputs, and all downstream, get a
+        ``Cancelled`` error.
+        """
+        count = 0
+        for start in range(0, len(request_ids), BATCH_IDS):
+            part = request_ids[start : start + BATCH_IDS]
+            count += int(checked(await self.partition.call("cancel", "Cancelled", reason, *part))[0])
+        return count
+
+    async def cancel_variable(self, variable_id: str, reason: str = "cancelled by the application") -> int:
+        """Cancel what produces a variable; a variable without a producer becomes a ``Cancelled`` error itself."""
+        partition_of(variable_id, "v")
+        answer = await self.partition.call("cancel", "Cancelled", reason, variable_id)
+        return int(checked(answer)[0])
+
+    async def close_session(self, session_id: str) -> None:
+        """Let a session take no more work; what it has submitted goes on, its variables stay for their TTL."""
+        checked(await self.partition.call("close_session", session_id))
+
+    async def cancel_session(self, session_id: str, kind: str = "Cancelled", reason: str = "session cancelled") -> int:
+        """Close a session and cancel all that is live in it; returns the number of cancelled requests."""
+        await self.close_session(session_id)
+        count = 0
+        async for ids in self._ids(session_id):
+            requests = [i for i in ids if partition_of(i) == self.partition.keys.partition and "-r-" in i]
+            if requests:
+                count += int(checked(await self.partition.call("cancel", kind, reason, *requests))[0])
+        return count
+
+    async def delete_session(self, session_id: str) -> None:
+        """Cancel what is live in a session, then delete it with all its variables and requests."""
+        await self.cancel_session(session_id, "Expired", "the session was deleted")
+        while True:
+            left = int(checked(await self.partition.call("delete_ids", session_id, BATCH_IDS))[0])
+            if left == 0:
+                return
+
+    async def _ids(self, session_id: str) -> Any:
+        key = f"{self.partition.keys.session(session_id)}:ids"
+        cursor = 0
+        while True:
+            where = cursor
+            cursor, ids = await self.partition.robust(
+                lambda where=where: self.partition.redis.sscan(key, where, count=BATCH_IDS)  # type: ignore[misc]
+            )
+            for start in range(0, len(ids), BATCH_IDS):
+                yield ids[start : start + BATCH_IDS]
+            if cursor == 0:
+                return
+
+

@@ -1,0 +1,118 @@
+"""Reading the pipeline's state: variables, requests, sessions, engines, streams of tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from parrot_mq.keys import ENGINES
+from parrot_mq.messages import EngineRecord
+from parrot_mq.store.connect import Store
+from parrot_mq.store.partition import Partition
+from parrot_mq.store.records import RequestRecord, SessionRecord, TokenPiece, VariableRecord
+
+
+class Reader:
+    """Reads of one partition. Each is one round trip (two where a large value is fetched)."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+
+    async def variables(self, ids: Sequence[str], *, values: bool = True) -> list[VariableRecord | None]:
+        """Return variables by id, None for unknown ones; with ``values``, large values too."""
+        found = await self._hashes([self.partition.keys.variable(i) for i in ids])
+        records = [VariableRecord.from_fields(i, fields) if fields else None for i, fields in zip(ids, found, strict=True)]
+        if not values:
+            return records
+        return [await self._with_value(record) if record and record.value_fence else record for record in records]
+
+    async def variable(self, variable_id: str) -> VariableRecord | None:
+        """Return one variable with its value, None if unknown."""
+        return (await self.variables([variable_id]))[0]
+
+    async def _with_value(self, record: VariableRecord) -> VariableRecord:
+        key = self.partition.keys.value(record.id, record.value_fence)
+        text = await self.partition.robust(lambda: self.partition.redis.get(key))
+        return dataclasses.replace(record, value=text)
+
+    async def requests(self, ids: Sequence[str]) -> list[RequestRecord | None]:
+        """Return requests by id, None for unknown ones."""
+        found = await self._hashes([self.partition.keys.request(i) for i in ids])
+        return [RequestRecord.from_fields(i, fields) if fields else None for i, fields in zip(ids, found, strict=True)]
+
+    async def request(self, request_id: str) -> RequestRecord | None:
+        """Return one request, None if unknown."""
+        return (await self.requests([request_id]))[0]
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """Return a session, None if unknown."""
+        (fields,) = await self._hashes([self.partition.keys.session(session_id)])
+        return SessionRecord.from_fields(session_id, fields) if fields else None
+
+    async def sessions(self) -> list[str]:
+        """Return the ids of all sessions, soonest expiry first."""
+        ids: list[str] = await self.partition.robust(lambda: self.partition.redis.zrange(self.partition.keys.sessions, 0, -1))
+        return ids
+
+    async def session_ids(self, session_id: str) -> list[str]:
+        """Return the ids of a session's variables and requests, sorted."""
+        key = f"{self.partition.keys.session(session_id)}:ids"
+        ids = [i async for i in self.partition.redis.sscan_iter(key, count=500)]
+        return sorted(set(ids))
+
+    async def live(self, start: int = 0, count: int = -1) -> list[str]:
+        """Return ids of unfinished requests in submission order."""
+        stop = -1 if count < 0 else start + count - 1
+        ids: list[str] = await self.partition.robust(
+            lambda: self.partition.redis.zrange(self.partition.keys.live, start, stop)
+        )
+        return ids
+
+    async def waiters(self, variable_id: str) -> list[str]:
+        """Return the ids of the requests that wait for a variable."""
+        key = f"{self.partition.keys.variable(variable_id)}:wait"
+        ids: list[str] = await self.partition.robust(lambda: self.partition.redis.zrange(key, 0, -1))
+        return ids
+
+    async def engine(self, engine_id: str) -> EngineRecord | None:
+        """Return an engine's heartbeat, None if it has none (any more)."""
+        (fields,) = await self._hashes([self.partition.keys.engine(engine_id)])
+        return EngineRecord.from_fields(fields) if fields else None
+
+    async def pieces(self, variable_id: str, after: str = "0", count: int = 1000) -> list[TokenPiece]:
+        """Return pieces of a variable's output stream that come after the entry id ``after``."""
+        key = self.partition.keys.tokens(variable_id)
+        start = "-" if after in ("", "0") else f"({after}"
+        entries = await self.partition.robust(lambda: self.partition.redis.xrange(key, start, "+", count))
+        return [
+            TokenPiece(
+                entry_id,
+                fields.get("fence", ""),
+                int(fields.get("offset", 0)),
+                tuple(map(int, fields.get("ids", "").split())),
+                fields.get("text", ""),
+                "last" in fields,
+            )
+            for entry_id, fields in entries
+        ]
+
+    async def _hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        if not keys:
+            return []
+
+        async def run() -> list[dict[str, str]]:
+            async with self.partition.redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hgetall(key)
+                found: list[dict[str, str]] = await pipe.execute()
+                return found
+
+        return await self.partition.robust(run)
+
+
+async def engines(store: Store) -> dict[str, EngineRecord | None]:
+    """Return every engine that was ever listed and not yet forgotten, with its heartbeat (None: dead)."""
+    ids: list[str] = await store.partitions[0].robust(lambda: store.client.zrange(ENGINES, 0, -1))
+    reader = Reader(store.partitions[0])
+    found = await reader._hashes([store.partitions[0].keys.engine(i) for i in ids])
+    return {i: EngineRecord.from_fields(fields) if fields else None for i, fields in zip(ids, found, strict=True)}

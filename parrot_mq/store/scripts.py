@@ -1,0 +1,76 @@
+"""The Lua scripts: one per state change, each a prelude, the deployment's constants and its own text."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+from collections.abc import Mapping
+
+from parrot_mq.settings import StoreSettings
+
+NAMES = (
+    "cancel",
+    "close_session",
+    "complete",
+    "delete_ids",
+    "discard",
+    "dispatch",
+    "emit",
+    "fail",
+    "heartbeat",
+    "import_variable",
+    "leave",
+    "open_session",
+    "propagate",
+    "raise_epoch",
+    "reap",
+    "reap_engine",
+    "reject",
+    "release",
+    "relayed",
+    "renew",
+    "set_variable",
+    "start",
+    "submit",
+    "want",
+)
+
+
+def _constants(settings: StoreSettings) -> str:
+    values = {
+        "LEASE_MS": settings.lease_s * 1000,
+        "MAX_ATTEMPTS": settings.max_attempts,
+        "MAX_UNDISPATCHES": settings.max_undispatches,
+        "MAX_LIVE": settings.max_live_requests,
+        "MAX_SESSION_LIVE": settings.max_session_requests,
+        "SESSION_TTL_MS": settings.session_ttl_s * 1000,
+        "TOMBSTONE_MS": settings.tombstone_ttl_s * 1000,
+        "TOKENS_TTL_MS": settings.token_stream_ttl_s * 1000,
+        "BACKOFF_BASE_MS": settings.backoff_base_s * 1000,
+        "BACKOFF_MAX_MS": settings.backoff_max_s * 1000,
+        "EVENTS_MAX": settings.events_max_len,
+        "UNITS": settings.fanout_units,
+    }
+    return "".join(f"local {name} = {round(value)}\n" for name, value in values.items())
+
+
+class Script:
+    """One script's source and its SHA-1, by which Redis knows it."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return (importlib.resources.files("parrot_mq.store") / "lua" / f"{name}.lua").read_text("utf-8")
+
+
+@functools.cache
+def load_scripts(settings: StoreSettings) -> Mapping[str, Script]:
+    """Return every script by its name, with the constants of ``settings`` built in."""
+    head = _constants(settings) + _text("prelude")
+    return {name: Script(name, head + _text(name)) for name in NAMES}
