@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ class ProducerStore:
                 args += ["1", value.inline, value.fence, value.size_bytes, value.digest]
         args.append(len(requests))
         for spec, inputs in requests:
-            args += [spec.id, spec.call, spec.function_name, spec.output, spec.to_json(), len(inputs), *inputs]
+            text = spec.to_json()
+            digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+            args += [spec.id, spec.call, spec.function_name, spec.output, text, digest, len(inputs), *inputs]
         checked(await self.partition.call("submit", *args))
 
     async def discard(self, batch: str, request_ids: Sequence[str], variable_ids: Sequence[str]) -> None:

@@ -26,11 +26,11 @@ class IntakeEntry:
     Kinds and their fields (lists are space-separated; ``id:rev`` pairs carry the object's revision):
 
     - ``submitted``: session, tenant, batch, last, specs (JSON list), states (``rid:rev:state`` ...), inputs (resolved
-      inputs, ``vid:digest:bytes`` ...)
+      inputs, ``vid:digest:bytes`` ...), objectives (lines ``vid JSON``: outputs that had one before their producer)
     - ``resolved``: variable, rev, digest, bytes, error (kind, or empty), request (``rid:rev`` that is finished by it,
-      or empty), ready (``rid:rev`` ...), dead (``rid:rev`` ... that errored with it)
-    - ``ready``: ready (``rid:rev`` ...), resolved (``vid:digest:bytes`` ..., outputs that errored on the way: dead)
-    - ``released``: request, rev, state (ready or waiting)
+      or empty), ready (``rid:rev`` ...), dead (``rid:rev`` ... that errored with it), usage (JSON, of a completion)
+    - ``ready``: ready (``rid:rev`` ... that became ready or were given back), dead (``rid:rev`` ... that failed)
+    - ``released``: request, rev, state (waiting: in its back-off)
     - ``cancelled``: requests (``rid:rev`` ...), ready, dead
     - ``objective``: variable, rev, objective (JSON)
     - ``discarded``: requests (ids)
@@ -118,12 +118,9 @@ class SchedulerStore:
 
         await self.partition.robust(run)
 
-    async def expired_sessions(self, now_ms: int, count: int = 20) -> list[str]:
-        """Return sessions whose time ran out."""
-        ids: list[str] = await self.partition.robust(
-            lambda: self.partition.redis.zrangebyscore(self.partition.keys.sessions, 0, now_ms, 0, count)
-        )
-        return ids
+    async def expired_sessions(self, count: int = 20) -> list[str]:
+        """Return sessions whose time ran out and that have nothing live; those that have are put off."""
+        return list(checked(await self.partition.call("expired_sessions", self.epoch, count))[0])
 
     async def now_ms(self) -> int:
         """Return the server's time, epoch milliseconds."""
@@ -198,7 +195,7 @@ async def relay_outbox(store: Store, partition: Partition, count: int = 100) -> 
     for entry_id, fields in entries:
         for importer in fields["importers"].split():
             await _deliver(store, fields["variable"], int(importer))
-        await partition.call("relayed", entry_id, fields["variable"])
+        await partition.call("relayed", entry_id)
     return len(entries)
 
 

@@ -17,6 +17,7 @@ NAMES = (
     "discard",
     "dispatch",
     "emit",
+    "expired_sessions",
     "fail",
     "heartbeat",
     "import_variable",

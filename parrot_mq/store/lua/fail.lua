@@ -1,0 +1,25 @@
+-- fail(request, fence, error, retry): retry after a back-off, or error the output and everything downstream.
+local rid, fence = ARGV[1], ARGV[2]
+local key = req_key(rid)
+local r = redis.call('HMGET', key, 'state', 'fence', 'attempt', 'output', 'last_failed')
+if r[5] == fence then return {'ok', 'known'} end
+if r[2] ~= fence or (r[1] ~= 'running' and r[1] ~= 'queued') then
+  return err('Fenced', rid, 'request ' .. rid .. ' is ' .. (r[1] or 'gone') .. ' and not ours any more')
+end
+redis.call('HSET', key, 'last_failed', fence)
+local attempt = tonumber(r[3])
+if ARGV[4] == '1' and attempt < MAX_ATTEMPTS then
+  local delay = math.min(BACKOFF_BASE_MS * 2 ^ math.max(attempt - 1, 0), BACKOFF_MAX_MS)
+  redis.call('ZREM', prefix .. 'leases', rid)
+  redis.call('ZADD', prefix .. 'delayed', now + delay, rid)
+  redis.call('HSET', key, 'state', 'waiting', 'engine', '')
+  hint('released', 'request', rid, 'rev', redis.call('HINCRBY', key, 'rev', 1), 'state', 'waiting')
+  event('failed', rid, 'error', ARGV[3], 'delay_ms', delay)
+  return {'ok', 'retry'}
+end
+redis.call('HSET', key, 'engine', '')
+kill(rid, 'dead', ARGV[3])
+serve()
+hint('resolved', 'variable', r[4], 'rev', redis.call('HGET', var_key(r[4]), 'rev') or 0, 'digest', '', 'bytes', 0,
+  'error', '1', 'request', dead[1], 'ready', joined(ready), 'dead', joined(dead))
+return {'ok', 'dead'}

@@ -1,0 +1,7 @@
+-- raise_epoch(epoch): makes it the newest if it is; answers the newest.
+local newest = tonumber(redis.call('GET', KEYS[1]) or 0)
+if tonumber(ARGV[1]) > newest then
+  newest = tonumber(ARGV[1])
+  redis.call('SET', KEYS[1], ARGV[1])
+end
+return {'ok', newest}

@@ -1,0 +1,14 @@
+-- renew(engine, (request, fence)*): extends leases; answers the ids that are lost and those that were cancelled.
+local lost, cancelled = {}, {}
+for i = 2, #ARGV, 2 do
+  local rid = ARGV[i]
+  local r = redis.call('HMGET', req_key(rid), 'state', 'fence')
+  if r[1] == 'running' and r[2] == ARGV[i + 1] then
+    redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, rid)
+  elseif r[1] == 'cancelled' then
+    cancelled[#cancelled + 1] = rid
+  elseif not (r[1] == 'queued' and r[2] == ARGV[i + 1]) then
+    lost[#lost + 1] = rid
+  end
+end
+return {'ok', lost, cancelled}
