@@ -32,8 +32,8 @@ NUM_CHUNKS: Final = 128
 NUM_SPEAKERS: Final = 8
 MIN_KEY_ITEMS: Final = 4
 MAX_KEY_ITEMS: Final = 6
-MIN_MINOR_ITEMS: Final = 16
-MAX_MINOR_ITEMS: Final = 28
+MIN_MINOR_ITEMS: Final = 24
+MAX_MINOR_ITEMS: Final = 40
 NOTHING: Final = "Nothing decided."
 
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The Python SDK: semantic functions, semantic variables, sessions. Its public names are those of ``parrot_mq``."""

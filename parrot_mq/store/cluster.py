@@ -31,13 +31,8 @@ def _text(value: Any) -> str:
 async def owner_url(client: redis.asyncio.Redis, url: str, key: str) -> str:
     """Return ``url`` with the host and port of the master that holds ``key``."""
     slot = key_slot(key.encode())
-    # Asked through a raw connection: redis-py's own parser of this reply differs between its versions.
-    connection = await client.connection_pool.get_connection("CLUSTER")
-    try:
-        await connection.send_command("CLUSTER", "SLOTS")
-        slots = await connection.read_response()
-    finally:
-        await client.connection_pool.release(connection)
+    # As two words: redis-py parses the reply to "CLUSTER SLOTS" only, and differently from version to version.
+    slots = await client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
     for first, last, master, *_ in slots:
         if int(first) <= slot <= int(last):
             return at_address(url, _text(master[0]), int(master[1]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MovedError, ResponseError
 
 from parrot_mq.errors import ErrorRecord, Fenced
 from parrot_mq.keys import ENGINES, GROUP
@@ -50,39 +51,79 @@ class EngineStore:
         Assignments stay in the stream, pending, until ``start`` removes them; controls are read after the id
         ``control_after`` ("0" at first).
         """
-        queue, control = self.partition.keys.engine_queue(engine_id), self.partition.keys.engine_control(engine_id)
-        redis = self.partition.blocking
+        queue = self.partition.keys.engine_queue(engine_id)
         # Two streams, two commands: a group read and a plain read cannot be one. The queue is what is waited for;
         # a control message is also written to the queue as an empty entry, which wakes this read.
+        entries = await self._read(
+            lambda: self.partition.blocking.xreadgroup(
+                GROUP, engine_id, {queue: ">"}, count=count, block=max(1, block_ms)
+            ),
+            engine_id,
+        )
+        assignments, wake = await self._sort(queue, entries)
+        return assignments, await self._controls(engine_id, control_after, count) if wake else []
+
+    async def receive_again(self, engine_id: str, control_after: str) -> tuple[list[Assignment], list[Control]]:
+        """Return what was delivered to the engine before and is not claimed, and all controls after ``control_after``.
+
+        For after a lost connection: what ``receive`` was just being given is pending, and never delivered again.
+        """
+        queue = self.partition.keys.engine_queue(engine_id)
+        assignments: list[Assignment] = []
+        after, count = "0", 256
+        while True:
+            entries = await self._read(
+                lambda after=after: self.partition.redis.xreadgroup(  # type: ignore[misc]
+                    GROUP, engine_id, {queue: after}, count=count
+                ),
+                engine_id,
+            )
+            assignments += (await self._sort(queue, entries))[0]
+            if len(entries) < count:
+                return assignments, await self._controls(engine_id, control_after, 10_000)
+            after = entries[-1][0]
+
+    async def is_registered(self, engine_id: str) -> bool:
+        """Whether the engine's streams exist: they are made by its first heartbeat and deleted by the reaper."""
+        key = self.partition.keys.engine_queue(engine_id)
+        return bool(await self.partition.robust(lambda: self.partition.redis.exists(key)))
+
+    async def _read(self, read: Callable[[], Awaitable[Any]], engine_id: str) -> list[tuple[str, dict[str, str] | None]]:
         try:
-            answer = await redis.xreadgroup(GROUP, engine_id, {queue: ">"}, count=count, block=max(1, block_ms))
+            answer = await read()
+        except MovedError as error:
+            self.partition.clients.move(error.host, error.port)
+            raise RedisConnectionError(f"the partition has moved to {error.host}:{error.port}") from None
         except ResponseError as error:
-            if "NOGROUP" in str(error):
+            if str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise Fenced(f"the streams of engine {engine_id} are gone: the reaper took it for dead") from None
             raise
-        entries = answer[0][1] if answer else []
-        assignments, wake = [], False
+        return list(answer[0][1]) if answer else []
+
+    async def _sort(
+        self, queue: str, entries: Sequence[tuple[str, dict[str, str] | None]]
+    ) -> tuple[list[Assignment], bool]:
+        """Return the assignments among ``entries``, and whether there was a wake-up for controls (removed here)."""
+        assignments, others = [], []
         for entry_id, fields in entries:
-            if fields is None or "request" not in fields:
-                wake = True
-                await redis.xack(queue, GROUP, entry_id)
-                await redis.xdel(queue, entry_id)
-                continue
-            assignments.append(Assignment(entry_id, fields["request"], fields["fence"], fields.get("plan", "{}")))
-        controls: list[Control] = []
-        if wake:
-            found = await redis.xread({control: control_after}, count=count)
-            for entry_id, fields in found[0][1] if found else []:
-                controls.append(
-                    Control(
-                        entry_id,
-                        fields["kind"],
-                        fields.get("request", ""),
-                        fields.get("fence", ""),
-                        fields.get("text", ""),
-                    )
-                )
-        return assignments, controls
+            if fields and "request" in fields:
+                assignments.append(Assignment(entry_id, fields["request"], fields["fence"], fields.get("plan", "{}")))
+            else:
+                others.append(entry_id)
+        if others:
+            await self.partition.robust(lambda: self.partition.redis.xack(queue, GROUP, *others))
+            await self.partition.robust(lambda: self.partition.redis.xdel(queue, *others))
+        return assignments, bool(others)
+
+    async def _controls(self, engine_id: str, after: str, count: int) -> list[Control]:
+        key = self.partition.keys.engine_control(engine_id)
+        found = await self.partition.robust(lambda: self.partition.redis.xread({key: after}, count=count))
+        return [
+            Control(
+                entry_id, fields["kind"], fields.get("request", ""), fields.get("fence", ""), fields.get("text", "")
+            )
+            for entry_id, fields in (found[0][1] if found else [])
+        ]
 
     async def start(self, engine_id: str, assignments: Sequence[Assignment]) -> list[Claim | None]:
         """Claim assignments: take the lease and remove the stream entries; None for each that is no longer ours.

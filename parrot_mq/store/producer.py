@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parrot_mq.keys import partition_of
-from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec
+from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec, VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import NewVariable, Value
@@ -103,6 +103,18 @@ class ProducerStore:
             "want", variable_id, kind, value_ms, strictness, deadline, "1" if stream else ""
         )
         return bool(answer[0] == "ok")
+
+    async def wants(self, items: Sequence[tuple[str, Objective | None]]) -> list[VariableState | None]:
+        """State objectives of many variables in one round trip; return the variables' states, None for unknown ones."""
+        calls: list[tuple[str | int, ...]] = []
+        for variable_id, objective in items:
+            if objective is None:
+                calls.append((variable_id, "", 0, 0, "", ""))
+            else:
+                deadline = "1" if objective.kind is ObjectiveKind.DEADLINE else ""
+                calls.append((variable_id, objective.kind.value, objective.value_ms, objective.strictness, deadline, ""))
+        answers = await self.partition.call_many("want", calls)
+        return [VariableState(answer[1]) if answer[0] == "ok" else None for answer in answers]
 
     async def cancel_requests(self, request_ids: Sequence[str], reason: str = "cancelled by the application") -> int:
         """Cancel requests that are not finished; returns how many were. Their outputs, and all downstream, get a

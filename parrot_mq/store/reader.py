@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from parrot_mq.keys import ENGINES
-from parrot_mq.messages import EngineRecord
+from parrot_mq.messages import EngineRecord, VariableState
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import RequestRecord, SessionRecord, TokenPiece, VariableRecord
@@ -29,6 +29,19 @@ class Reader:
     async def variable(self, variable_id: str) -> VariableRecord | None:
         """Return one variable with its value, None if unknown."""
         return (await self.variables([variable_id]))[0]
+
+    async def states(self, ids: Sequence[str]) -> list[VariableState | None]:
+        """Return only the states of variables, None for unknown ones."""
+
+        async def run() -> list[str | None]:
+            async with self.partition.redis.pipeline(transaction=False) as pipe:
+                for variable_id in ids:
+                    pipe.hget(self.partition.keys.variable(variable_id), "state")
+                found: list[str | None] = await pipe.execute()
+                return found
+
+        found = await self.partition.robust(run) if ids else []
+        return [VariableState(state) if state else None for state in found]
 
     async def _with_value(self, record: VariableRecord) -> VariableRecord:
         key = self.partition.keys.value(record.id, record.value_fence)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from parrot_mq.errors import ErrorRecord
+from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
 from parrot_mq.messages import VariableState
 from parrot_mq.store.answers import checked
@@ -215,4 +216,6 @@ async def _deliver(store: Store, variable_id: str, importer: int) -> None:
             "set_variable", variable_id, "value", value.inline, value.fence, value.size_bytes, value.digest,
             value.tokens_text, value.tokens_by, "stub",
         )  # fmt: skip
-        checked(answer)
+        # A stub that is gone with its session, or that was cancelled, wants no value; that must not stop the relay.
+        with contextlib.suppress(SubmitError):
+            checked(answer)

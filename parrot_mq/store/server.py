@@ -229,16 +229,12 @@ class RedisServer:
         deadline = time.monotonic() + START_TIMEOUT_S
         with redis.Redis(port=self._port, socket_connect_timeout=1.0, socket_timeout=1.0) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
-                try:
-                    client.ping()
-                except (BusyLoadingError, RedisConnectionError, RedisTimeoutError):
-                    time.sleep(_POLL_S)
-                else:
-                    # Another program may have taken the port and answer in the server's place.
-                    if client.info("server")["process_id"] != self._process.pid:
-                        return False
-                    (self.directory / "url").write_text(self.url + "\n")
-                    return True
+                # Another program may have taken the port: it answers, and ours is about to end.
+                with contextlib.suppress(BusyLoadingError, RedisConnectionError, RedisTimeoutError):
+                    if client.ping() and client.info("server")["process_id"] == self._process.pid:
+                        (self.directory / "url").write_text(self.url + "\n")
+                        return True
+                time.sleep(_POLL_S)
         return False
 
     def _port_was_taken(self) -> bool:

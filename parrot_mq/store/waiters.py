@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -31,6 +31,14 @@ class Waiters:
         self._pubsub: PubSub | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._listener: Callable[[str], None] | None = None
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have ``listener`` called at each wake-up with the variable's id, and with "" where messages may be missed.
+
+        For one who waits for many variables, and would need a task for each event of ``watching``.
+        """
+        self._listener = listener
 
     async def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe to ``channels`` and wait until Redis has confirmed each."""
@@ -87,12 +95,15 @@ class Waiters:
                 continue
             if message["type"] == "subscribe":
                 confirmed = self._channels.get(message["channel"])
-                if confirmed is not None:
+                if confirmed is not None and not confirmed.is_set():
                     confirmed.set()
-                self._wake_all()
+                else:
+                    self._wake_all()
             elif message["type"] == "message":
                 for event in self._events.get(message["data"], ()):
                     event.set()
+                if self._listener is not None:
+                    self._listener(message["data"])
 
     async def _resubscribe(self) -> None:
         async with self._lock:
@@ -108,6 +119,8 @@ class Waiters:
         for events in self._events.values():
             for event in events:
                 event.set()
+        if self._listener is not None:
+            self._listener("")
 
     async def aclose(self) -> None:
         """End the reader and close its connection."""

@@ -24,7 +24,7 @@ from parrot_mq.demo.meetings import (
 from parrot_mq.demo.prompts import CHAIN, HEADER, MAP, REDUCE, reduce_template
 
 SEEDS = range(40)
-GOLDEN_DIGEST = "6a3aee99e070dfc7"
+GOLDEN_DIGEST = "8f3923652b8ce5c3"
 SPOKEN = re.compile(r"(\w+): (?:I will|Yes, I will|Count on me to|Put me down to|Fine, I promise to) (?!not )(.+)")
 
 

@@ -19,7 +19,7 @@ from benchmarks.queue.workload import Workload
 
 
 @P.semantic_function
-def noop(after: P.Input, out: P.Output = P.output(max_tokens=1)) -> None:  # type: ignore[assignment]  # noqa: B008
+def noop(after: P.Input, out: P.Output = P.output(max_tokens=1)) -> None:  # type: ignore[assignment]
     """{{after}}:{{out}}"""
 
 

@@ -1,1 +1,26 @@
-"""TODO"""
+"""Scheduling policy: decisions from what is known, without I/O and without a clock."""
+
+from parrot_mq.scheduler.policy.lengths import OutputLengths
+from parrot_mq.scheduler.policy.load import EngineLoad
+from parrot_mq.scheduler.policy.objective import deduce, upstream
+from parrot_mq.scheduler.policy.order import ReadyQueue, order_key_ms
+from parrot_mq.scheduler.policy.place import Placement, Reason
+from parrot_mq.scheduler.policy.policy import Plan, decide, plan_json
+from parrot_mq.scheduler.policy.prefix import Template, boundaries, prompt_tokens
+
+__all__ = [
+    "EngineLoad",
+    "OutputLengths",
+    "Placement",
+    "Plan",
+    "ReadyQueue",
+    "Reason",
+    "Template",
+    "boundaries",
+    "decide",
+    "deduce",
+    "order_key_ms",
+    "plan_json",
+    "prompt_tokens",
+    "upstream",
+]

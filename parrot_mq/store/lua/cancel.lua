@@ -1,4 +1,5 @@
 -- cancel(kind, reason, id*): requests, or variables (their producer; without one, the variable itself).
+even_when_full()
 local count = 0
 for i = 3, #ARGV do
   local rid = ARGV[i]
@@ -12,6 +13,6 @@ for i = 3, #ARGV do
   end
   if rid and kill(rid, 'cancelled', record(ARGV[1], ARGV[2], rid)) then count = count + 1 end
 end
-serve()
+settle()
 if count > 0 then hint('cancelled', 'requests', joined(dead), 'ready', joined(ready), 'dead', joined(dead)) end
 return {'ok', count}

@@ -1,30 +1,37 @@
 -- complete(request, fence, text, value_fence, size, digest, token_ids, tokens_by, usage[, "1", raw, raw_fence])
-local rid, fence = ARGV[1], ARGV[2]
-local key = req_key(rid)
-local r = redis.call('HMGET', key, 'state', 'fence', 'output', 'call', 'engine')
-if r[1] == 'done' and r[2] == fence then return {'ok', 'known'} end
-if r[1] ~= 'running' or r[2] ~= fence then
-  return err('Fenced', rid, 'request ' .. rid .. ' is ' .. (r[1] or 'gone') .. ' and not ours any more')
+local rid, fence, usage = ARGV[1], ARGV[2], ARGV[9]
+local raw_fence = (ARGV[12] or '') ~= '' and ARGV[12] .. '.raw' or ''
+local r = to_be_finished(rid)
+if r.state == 'done' and r.fence == fence then return {'ok', 'known'} end
+if r.state ~= 'running' or r.fence ~= fence then
+  return err('Fenced', rid, 'request ' .. rid .. ' is ' .. (r.state or 'gone') .. ' and not ours any more')
 end
-local vid = r[3]
-for _, staged in ipairs({ARGV[4], ARGV[12] and ARGV[12] ~= '' and (ARGV[12] .. '.raw') or ''}) do
-  if staged ~= '' and redis.call('EXISTS', val_key(vid, staged)) == 0 then
-    return err('StagedValueLost', vid, 'the staged value of ' .. vid .. ' is gone; stage it again')
+local vid = r.output
+if not is_staged(vid, ARGV[4]) or not is_staged(vid, raw_fence) then return staged_value_lost(vid) end
+even_when_full()
+local known, rev = to_be_resolved(vid), 0
+-- The output may be gone with its session, if that is not the request's own: then there is nobody to write for.
+if known[1] == 'pending' then
+  local fields = value_fields(vid, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+  local function add(name, text) fields[#fields + 1], fields[#fields + 2] = name, text end
+  if ARGV[7] ~= '' then
+    add('token_ids', ARGV[7])
+    add('tokens_by', ARGV[8])
   end
-end
-if ARGV[10] == '1' then
-  if ARGV[12] ~= '' then
-    redis.call('PERSIST', val_key(vid, ARGV[12] .. '.raw'))
-    redis.call('HSET', var_key(vid), 'raw_fence', ARGV[12], 'raw_call', r[4])
-  else
-    redis.call('HSET', var_key(vid), 'raw', ARGV[11], 'raw_call', r[4])
+  if ARGV[10] == '1' then
+    add('raw_call', r.call)
+    if raw_fence == '' then
+      add('raw', ARGV[11])
+    else
+      add('raw_fence', ARGV[12])
+      redis.call('PERSIST', val_key(vid, raw_fence))
+    end
   end
+  rev = resolve(vid, known, fields)
 end
-set_value(vid, ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
-redis.call('HSET', key, 'usage', ARGV[9])
-local rev = finish(rid, 'done')
-event('done', rid, 'engine', r[5], 'usage', ARGV[9])
-serve()
-hint('resolved', 'variable', vid, 'rev', redis.call('HGET', var_key(vid), 'rev'), 'digest', ARGV[6], 'bytes', ARGV[5],
-  'error', '', 'request', rid .. ':' .. rev, 'ready', joined(ready), 'dead', joined(dead), 'usage', ARGV[9])
+local request_rev = finish(rid, r, 'done', 'usage', usage)
+event('done', rid, 'engine', r.engine, 'usage', usage)
+settle()
+hint('resolved', 'variable', vid, 'rev', rev, 'digest', ARGV[6], 'bytes', ARGV[5], 'error', '',
+  'request', rid .. ':' .. string.format('%d', request_rev), 'ready', joined(ready), 'dead', joined(dead), 'usage', usage)
 return {'ok', 'set'}

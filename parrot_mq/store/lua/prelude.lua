@@ -8,6 +8,10 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local ready, dead = {}, {}
 -- Variables that were resolved and whose waiters are still to be served, and how many may be served in this run.
 local unserved, units = {}, UNITS
+-- How many requests of each session this run has ended.
+local ended = {}
+
+local FINISHED = {done = true, dead = true, cancelled = true}
 
 local function sess_key(id) return prefix .. 'sess:' .. id end
 local function var_key(id) return prefix .. 'var:' .. id end
@@ -18,6 +22,11 @@ local function val_key(vid, fence) return prefix .. 'val:' .. vid .. ':' .. fenc
 local function err(kind, culprit, message, retry_after_ms)
   return {'error', kind, culprit, message, tostring(retry_after_ms or 1000)}
 end
+
+-- A full Redis (maxmemory) refuses a script whose first write takes memory, and lets everything pass after a first write
+-- that takes none. Scripts that carry on or end what was admitted begin with such a write: were they refused, leases
+-- and heartbeats would run out and the work would be lost, and nothing could ever be deleted.
+local function even_when_full() redis.call('DEL', prefix .. 'none') end
 
 local function hint(...)
   redis.call('XADD', prefix .. 'intake', '*', 'kind', ...)
@@ -33,6 +42,8 @@ local function words(text)
   return list
 end
 
+local function joined(list) return table.concat(list, ' ') end
+
 local function record(kind, message, request, engine, attempts)
   return '{"kind":"' .. kind .. '","message":' .. cjson.encode(message) .. ',"request":"' .. (request or '') ..
     '","engine":"' .. (engine or '') .. '","attempts":' .. (attempts or 0) .. '}'
@@ -46,6 +57,13 @@ local function control(engine, kind, request, fence, text)
   redis.call('XADD', eng_key(engine) .. ':q', '*', 'control', kind)
 end
 
+-- Takes a request's entry out of its engine's queue.
+local function unqueue(engine, entry)
+  if not entry then return end
+  redis.call('XACK', eng_key(engine) .. ':q', GROUP, entry)
+  redis.call('XDEL', eng_key(engine) .. ':q', entry)
+end
+
 local function is_stale_epoch(epoch)
   return tonumber(redis.call('GET', KEYS[1]) or 0) > tonumber(epoch)
 end
@@ -56,110 +74,130 @@ end
 
 -- Ready -----------------------------------------------------------------------------------------------------------
 
-local function make_ready(rid)
-  redis.call('HSET', req_key(rid), 'state', 'ready', 'ready_ms', now, 'engine', '')
-  ready[#ready + 1] = rid .. ':' .. redis.call('HINCRBY', req_key(rid), 'rev', 1)
+-- `rev` is the request's revision so far.
+local function make_ready(rid, rev)
+  redis.call('HSET', req_key(rid), 'state', 'ready', 'need', 0, 'ready_ms', now, 'engine', '', 'rev', rev + 1)
+  ready[#ready + 1] = rid .. ':' .. string.format('%d', rev + 1)
 end
 
 -- Resolving a variable --------------------------------------------------------------------------------------------
 
--- After a variable's hash was written: wake waiters, tell importers, and note that consumers are to be served.
-local function announce(vid, session, streamed)
-  local key = var_key(vid)
-  redis.call('HSET', key, 'ready_ms', now)
-  redis.call('HINCRBY', key, 'rev', 1)
-  if streamed then
+local function to_be_resolved(vid)
+  return redis.call('HMGET', var_key(vid), 'state', 'session', 'stream', 'rev')
+end
+
+-- Writes a variable's final state, wakes its readers, tells importers, and notes that consumers are to be served.
+-- `known` is what `to_be_resolved` gave. Returns the new revision.
+local function resolve(vid, known, fields)
+  local key, rev, n = var_key(vid), tonumber(known[4]) + 1, #fields
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'ready_ms', now, 'rev', rev
+  redis.call('HSET', key, unpack(fields))
+  if known[3] == '1' then
     redis.call('XADD', key .. ':tokens', '*', 'last', '1')
     redis.call('PEXPIRE', key .. ':tokens', TOKENS_TTL_MS)
   end
-  if session and session ~= '' then redis.call('PUBLISH', prefix .. 'ch:' .. session, vid) end
+  redis.call('PUBLISH', prefix .. 'ch:' .. known[2], vid)
   redis.call('PUBLISH', prefix .. 'ch:v:' .. vid, vid)
   local importers = redis.call('SMEMBERS', key .. ':remote')
   if #importers > 0 then
-    redis.call('XADD', prefix .. 'outbox', '*', 'variable', vid, 'importers', table.concat(importers, ' '))
+    redis.call('XADD', prefix .. 'outbox', '*', 'variable', vid, 'importers', joined(importers))
     redis.call('DEL', key .. ':remote')
     hint('outbox', 'variable', vid)
   end
   unserved[#unserved + 1] = vid
+  return rev
 end
 
-local function set_value(vid, text, fence, size, digest, token_ids, tokens_by)
-  local key = var_key(vid)
-  if fence ~= '' then
-    redis.call('PERSIST', val_key(vid, fence))
-    redis.call('HSET', key, 'value_fence', fence)
-  else
-    redis.call('HSET', key, 'value', text)
-  end
-  redis.call('HSET', key, 'state', 'ready', 'size_bytes', size, 'digest', digest)
-  if token_ids ~= '' then redis.call('HSET', key, 'token_ids', token_ids, 'tokens_by', tokens_by) end
-  local facts = redis.call('HMGET', key, 'session', 'stream')
-  announce(vid, facts[1], facts[2] == '1')
+-- The fields of a value: text in the hash, or (with a fence) staged in its own key, which is kept from here on.
+local function value_fields(vid, text, fence, size, digest)
+  if fence == '' then return {'state', 'ready', 'size_bytes', size, 'digest', digest, 'value', text} end
+  redis.call('PERSIST', val_key(vid, fence))
+  return {'state', 'ready', 'size_bytes', size, 'digest', digest, 'value_fence', fence}
+end
+
+local function is_staged(vid, fence)
+  return fence == '' or redis.call('EXISTS', val_key(vid, fence)) == 1
+end
+
+local function staged_value_lost(vid)
+  return err('StagedValueLost', vid, 'the staged value of ' .. vid .. ' is gone; stage it again')
 end
 
 local function set_error(vid, error_json)
-  local key = var_key(vid)
-  local facts = redis.call('HMGET', key, 'state', 'session', 'stream')
-  if facts[1] ~= 'pending' then return end
-  redis.call('HSET', key, 'state', 'error', 'error', error_json)
-  announce(vid, facts[2], facts[3] == '1')
+  local known = to_be_resolved(vid)
+  if known[1] == 'pending' then return resolve(vid, known, {'state', 'error', 'error', error_json}) end
 end
 
 -- Finishing a request ---------------------------------------------------------------------------------------------
 
--- Shrinks it to a tombstone: what explains it stays, what runs it goes. Returns its new revision.
-local function finish(rid, state)
-  local key = req_key(rid)
-  redis.call('HSET', key, 'state', state, 'done_ms', now)
-  redis.call('HDEL', key, 'spec', 'need')
-  redis.call('PEXPIRE', key, TOMBSTONE_MS)
-  redis.call('ZREM', prefix .. 'live', rid)
-  redis.call('ZREM', prefix .. 'leases', rid)
-  redis.call('ZREM', prefix .. 'delayed', rid)
-  local session = redis.call('HGET', key, 'session')
-  if redis.call('HEXISTS', sess_key(session), 'live') == 1 then
-    redis.call('HINCRBY', sess_key(session), 'live', -1)
-  end
-  return redis.call('HINCRBY', key, 'rev', 1)
+local function to_be_finished(rid)
+  local r = redis.call('HMGET', req_key(rid), 'state', 'session', 'rev', 'need', 'output', 'engine', 'fence', 'attempt',
+    'entry', 'call')
+  return {state = r[1], session = r[2], rev = r[3], need = r[4], output = r[5], engine = r[6], fence = r[7],
+    attempt = r[8], entry = r[9], call = r[10]}
 end
 
--- Ends a request for good; its output gets the error. An engine that has it is told.
-local function kill(rid, state, error_json)
-  local facts = redis.call('HMGET', req_key(rid), 'state', 'output', 'engine', 'fence', 'attempt')
-  if not facts[1] or facts[1] == 'done' or facts[1] == 'dead' or facts[1] == 'cancelled' then return false end
-  if facts[1] == 'queued' or facts[1] == 'running' then control(facts[3], 'cancel', rid, facts[4]) end
-  redis.call('HSET', req_key(rid), 'error', error_json)
-  dead[#dead + 1] = rid .. ':' .. finish(rid, state)
-  event(state, rid, 'error', error_json)
-  if state == 'dead' and tonumber(facts[5]) > 0 then
-    redis.call('XADD', prefix .. 'dead', 'MAXLEN', '~', 100000, '*',
-      'request', rid, 'engine', facts[3] or '', 'attempts', facts[5], 'error', error_json)
+-- Shrinks it to a tombstone: what explains it stays, what runs it goes. `r` is what `to_be_finished` gave, and
+-- `name`, `text` a field to write with it. Returns its new revision.
+local function finish(rid, r, state, name, text)
+  local key, rev = req_key(rid), tonumber(r.rev) + 1
+  redis.call('HSET', key, 'state', state, 'done_ms', now, 'rev', rev, name, text)
+  redis.call('HDEL', key, 'spec', 'need', 'entry')
+  redis.call('PEXPIRE', key, TOMBSTONE_MS)
+  redis.call('ZREM', prefix .. 'live', rid)
+  if r.state == 'running' then
+    redis.call('ZREM', prefix .. 'leases', rid)
+  elseif r.state == 'waiting' and r.need == '0' then
+    redis.call('ZREM', prefix .. 'delayed', rid)
+  elseif r.state == 'queued' then
+    unqueue(r.engine, r.entry)
   end
-  set_error(facts[2], error_json)
+  ended[r.session] = (ended[r.session] or 0) + 1
+  return rev
+end
+
+-- Ends a request for good; its output gets the error. An engine that has it is told, unless it is the one that asks.
+local function kill(rid, state, error_json, engine_knows)
+  local r = to_be_finished(rid)
+  if not r.state or FINISHED[r.state] then return false end
+  if not engine_knows and (r.state == 'queued' or r.state == 'running') then
+    control(r.engine, 'cancel', rid, r.fence)
+  end
+  dead[#dead + 1] = rid .. ':' .. string.format('%d', finish(rid, r, state, 'error', error_json))
+  event(state, rid, 'error', error_json)
+  if state == 'dead' and tonumber(r.attempt) > 0 then
+    redis.call('XADD', prefix .. 'dead', 'MAXLEN', '~', 100000, '*',
+      'request', rid, 'engine', r.engine or '', 'attempts', r.attempt, 'error', error_json)
+  end
+  set_error(r.output, error_json)
   return true
 end
 
--- Serves the waiters of resolved variables, at most UNITS in one run; the rest goes to the work stream.
-local function serve()
+-- One waiter of a resolved variable: an input less to wait for, or the input's error.
+local function serve_one(rid, error_json)
+  if error_json then
+    kill(rid, 'dead', error_json)
+    return
+  end
+  local r = redis.call('HMGET', req_key(rid), 'state', 'need', 'rev')
+  if r[1] ~= 'waiting' then return end
+  local need = tonumber(r[2]) - 1
+  if need == 0 then make_ready(rid, tonumber(r[3])) else redis.call('HSET', req_key(rid), 'need', need) end
+end
+
+-- Serves the waiters of resolved variables, at most UNITS in one run; the rest goes to the work stream. Then the
+-- sessions' counts: every script that resolves or ends anything calls this last.
+local function settle()
   while #unserved > 0 and units > 0 do
-    local vid = unserved[#unserved]
+    local vid = table.remove(unserved)
     local wait = var_key(vid) .. ':wait'
     local waiters = redis.call('ZRANGE', wait, 0, units - 1)
-    if #waiters == 0 then
-      unserved[#unserved] = nil
-    else
+    if #waiters > 0 then
       redis.call('ZREMRANGEBYRANK', wait, 0, #waiters - 1)
+      if #waiters == units then unserved[#unserved + 1] = vid end
       units = units - #waiters
-      local facts = redis.call('HMGET', var_key(vid), 'state', 'error')
-      for _, rid in ipairs(waiters) do
-        if redis.call('HGET', req_key(rid), 'state') == 'waiting' then
-          if facts[1] == 'error' then
-            kill(rid, 'dead', facts[2])
-          elseif redis.call('HINCRBY', req_key(rid), 'need', -1) == 0 then
-            make_ready(rid)
-          end
-        end
-      end
+      local error_json = redis.call('HGET', var_key(vid), 'error')
+      for _, rid in ipairs(waiters) do serve_one(rid, error_json) end
     end
   end
   for _, vid in ipairs(unserved) do
@@ -169,9 +207,18 @@ local function serve()
     end
   end
   unserved = {}
+  for session, count in pairs(ended) do
+    if redis.call('HEXISTS', sess_key(session), 'live') == 1 then
+      redis.call('HINCRBY', sess_key(session), 'live', -count)
+    end
+  end
+  ended = {}
 end
 
-local function joined(list) return table.concat(list, ' ') end
+-- Tells the scheduler what became of requests, if anything did.
+local function hint_ready()
+  if #ready > 0 or #dead > 0 then hint('ready', 'ready', joined(ready), 'dead', joined(dead)) end
+end
 
 -- Giving a request back -------------------------------------------------------------------------------------------
 
@@ -181,27 +228,30 @@ end
 
 -- A dispatch that never started: not an attempt, but bounded.
 local function undispatch(rid, engine)
-  local count = redis.call('HINCRBY', req_key(rid), 'undispatches', 1)
+  local r = redis.call('HMGET', req_key(rid), 'undispatches', 'rev', 'entry', 'engine')
+  local count = tonumber(r[1] or 0) + 1
   redis.call('ZREM', prefix .. 'leases', rid)
+  redis.call('HSET', req_key(rid), 'undispatches', count)
   if count > MAX_UNDISPATCHES then
     gave_up(rid, 'request ' .. rid .. ' was queued ' .. count .. ' times and never started; see the engines\' logs',
       engine, redis.call('HGET', req_key(rid), 'attempt'))
   else
-    make_ready(rid)
+    unqueue(r[4], r[3])
+    make_ready(rid, tonumber(r[2]))
     event('released', rid, 'engine', engine)
   end
 end
 
 -- A started attempt that was lost with its engine.
 local function redeliver(rid)
-  local facts = redis.call('HMGET', req_key(rid), 'attempt', 'engine')
+  local r = redis.call('HMGET', req_key(rid), 'attempt', 'engine', 'rev')
   redis.call('ZREM', prefix .. 'leases', rid)
-  if tonumber(facts[1]) >= MAX_ATTEMPTS then
-    gave_up(rid, 'request ' .. rid .. ' was lost with its engine ' .. facts[1] .. ' times, the last one was ' ..
-      facts[2] .. '; see its log, and raise max_attempts if engines are restarted often', facts[2], facts[1])
+  if tonumber(r[1]) >= MAX_ATTEMPTS then
+    gave_up(rid, 'request ' .. rid .. ' was lost with its engine ' .. r[1] .. ' times, the last one was ' ..
+      r[2] .. '; see its log, and raise max_attempts if engines are restarted often', r[2], r[1])
   else
-    make_ready(rid)
-    event('redelivered', rid, 'engine', facts[2], 'attempt', facts[1])
+    make_ready(rid, tonumber(r[3]))
+    event('redelivered', rid, 'engine', r[2], 'attempt', r[1])
   end
 end
 

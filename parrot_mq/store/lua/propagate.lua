@@ -4,6 +4,6 @@ local entries = redis.call('XRANGE', prefix .. 'work', '-', '+', 'COUNT', 1)
 if #entries == 0 then return {'ok', 0} end
 redis.call('XDEL', prefix .. 'work', entries[1][1])
 unserved[1] = entries[1][2][2]
-serve()
-if #ready > 0 or #dead > 0 then hint('ready', 'ready', joined(ready), 'dead', joined(dead)) end
+settle()
+hint_ready()
 return {'ok', redis.call('XLEN', prefix .. 'work')}

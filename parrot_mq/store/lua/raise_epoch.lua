@@ -2,6 +2,7 @@
 local newest = tonumber(redis.call('GET', KEYS[1]) or 0)
 if tonumber(ARGV[1]) > newest then
   newest = tonumber(ARGV[1])
+  even_when_full()
   redis.call('SET', KEYS[1], ARGV[1])
 end
 return {'ok', newest}

@@ -4,6 +4,7 @@ if is_stale_epoch(ARGV[1]) then return fenced_epoch(ARGV[1]) end
 local engine = ARGV[2]
 local key = eng_key(engine)
 if redis.call('EXISTS', key) == 1 then return {'ok', 0, 0} end
+even_when_full()
 for i = 3, #ARGV do
   local r = redis.call('HMGET', req_key(ARGV[i]), 'state', 'engine')
   if r[1] == 'running' and r[2] == engine then redeliver(ARGV[i]) end
@@ -19,6 +20,6 @@ for _, entry in ipairs(entries) do
   redis.call('XDEL', key .. ':q', entry[1])
 end
 if #entries < 100 then redis.call('DEL', key .. ':q', key .. ':c') end
-serve()
-if #ready > 0 or #dead > 0 then hint('ready', 'ready', joined(ready), 'dead', joined(dead)) end
+settle()
+hint_ready()
 return {'ok', 1, (#entries == 100) and 1 or 0}

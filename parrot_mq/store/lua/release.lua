@@ -1,4 +1,5 @@
 -- release(engine, (request, fence)*): gives requests back; they are ready again, and it was no attempt.
+even_when_full()
 for i = 2, #ARGV, 2 do
   local rid = ARGV[i]
   local r = redis.call('HMGET', req_key(rid), 'state', 'fence')
@@ -7,6 +8,6 @@ for i = 2, #ARGV, 2 do
     undispatch(rid, ARGV[1])
   end
 end
-serve()
-if #ready > 0 or #dead > 0 then hint('ready', 'ready', joined(ready), 'dead', joined(dead)) end
+settle()
+hint_ready()
 return {'ok', #ready}

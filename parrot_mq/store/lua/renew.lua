@@ -1,5 +1,6 @@
 -- renew(engine, (request, fence)*): extends leases; answers the ids that are lost and those that were cancelled.
 local lost, cancelled = {}, {}
+even_when_full()
 for i = 2, #ARGV, 2 do
   local rid = ARGV[i]
   local r = redis.call('HMGET', req_key(rid), 'state', 'fence')

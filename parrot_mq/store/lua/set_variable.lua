@@ -1,7 +1,6 @@
 -- set_variable(variable, "value"|"error", text, fence, size, digest, token_ids, tokens_by, "stub"|"")
-local vid, mode, text, fence = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local key = var_key(vid)
-local old = redis.call('HMGET', key, 'state', 'digest', 'producer', 'home', 'session', 'rev')
+local vid, mode, text, fence, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+local old = redis.call('HMGET', var_key(vid), 'state', 'digest', 'producer', 'home')
 if not old[1] then
   return err('UnknownVariable', vid, 'variable ' .. vid .. ' does not exist, or its session has expired')
 end
@@ -9,7 +8,7 @@ if ARGV[9] == 'stub' and not old[4] then
   return err('Conflict', vid, 'variable ' .. vid .. ' is at home here, it is not imported')
 end
 if old[1] ~= 'pending' then
-  if mode == 'value' and old[2] ~= ARGV[6] then
+  if mode == 'value' and old[2] ~= digest then
     return err('AlreadySet', vid, 'variable ' .. vid .. ' is ' .. old[1] .. ' already; the first writer wins')
   end
   return {'ok', 'known'}
@@ -17,16 +16,20 @@ end
 if old[3] then
   return err('AlreadyProduced', vid, 'variable ' .. vid .. ' has a producer (' .. old[3] .. '), it cannot be set by hand')
 end
+local rev
 if mode == 'error' then
-  set_error(vid, text)
+  rev = set_error(vid, text)
 else
-  if fence ~= '' and redis.call('EXISTS', val_key(vid, fence)) == 0 then
-    return err('StagedValueLost', vid, 'the staged value of ' .. vid .. ' is gone; stage it again')
+  if not is_staged(vid, fence) then return staged_value_lost(vid) end
+  local fields = value_fields(vid, text, fence, ARGV[5], digest)
+  if ARGV[7] ~= '' then
+    fields[#fields + 1], fields[#fields + 2] = 'token_ids', ARGV[7]
+    fields[#fields + 1], fields[#fields + 2] = 'tokens_by', ARGV[8]
   end
-  set_value(vid, text, fence, ARGV[5], ARGV[6], ARGV[7], ARGV[8])
+  rev = resolve(vid, to_be_resolved(vid), fields)
 end
-serve()
-hint('resolved', 'variable', vid, 'rev', tonumber(old[6]) + 1, 'digest', ARGV[6], 'bytes', ARGV[5],
-  'error', (mode == 'error') and '1' or '', 'request', '', 'ready', joined(ready), 'dead', joined(dead))
+settle()
+hint('resolved', 'variable', vid, 'rev', rev, 'digest', digest, 'bytes', ARGV[5], 'error', (mode == 'error') and '1' or '',
+  'request', '', 'ready', joined(ready), 'dead', joined(dead))
 event('set', vid)
 return {'ok', 'set'}

@@ -1,0 +1,158 @@
+"""Ragged-batch attention over a paged KV cache, in torch.
+
+The cache of a layer is [num_blocks, num_kv_heads, block_size, head_dim], one tensor for keys and one for values (their
+head_dim may differ). The flat batch of a step is described by a ``RaggedBatch``. This twin gathers each group's blocks
+and runs one scaled-dot-product attention per group, query heads folded onto their KV head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parrot_kernels.merge import merge_attention
+from parrot_kernels.ragged_batch import QueryGroup, RaggedBatch
+
+MAX_DENSE_SCORES = 1 << 26
+"""Scores that the dense path materialises at once (float32: 256 MiB)."""
+
+
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, batch: RaggedBatch) -> None:
+    """Write this step's ``key`` and ``value`` [num_tokens, num_kv_heads, head_dim] to their slots, in place."""
+    rows = batch.cache_rows(key.shape[1])
+    key_cache.view(-1, key_cache.shape[-1]).index_copy_(0, rows, key.reshape(-1, key.shape[-1]))
+    value_cache.view(-1, value_cache.shape[-1]).index_copy_(0, rows, value.reshape(-1, value.shape[-1]))
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention of every new token over its sequence's cached keys, its own included (``store_kv`` came first).
+
+    ``query`` is [num_tokens, num_heads, head_dim], num_heads a multiple of num_kv_heads. Scores are ``scale * q.k``,
+    passed through ``softcap * tanh(x / softcap)`` where given; with ``window`` w a token sees the last w tokens, itself
+    included. Returns the output [num_tokens, num_heads, value_dim] in the query's dtype and, ``with_lse``, the
+    log-sum-exp of the scores [num_tokens, num_heads] in float32 (else None).
+    """
+    num_heads, value_dim = query.shape[1], value_cache.shape[-1]
+    groups = batch.groups
+    if len(groups) == 1 and groups[0].is_contiguous:
+        out, lse = _attend_group(query, key_cache, value_cache, groups[0], scale, softcap, window)
+        out = out.reshape(batch.num_tokens, num_heads, value_dim)
+        return out, lse.reshape(batch.num_tokens, num_heads) if with_lse else None
+    out = query.new_empty(batch.num_tokens, num_heads, value_dim)
+    all_lse = query.new_empty(batch.num_tokens, num_heads, dtype=torch.float32) if with_lse else None
+    for group in groups:
+        part, lse = _attend_group(query, key_cache, value_cache, group, scale, softcap, window)
+        _scatter(part.reshape(-1, num_heads, value_dim), out, group)
+        if all_lse is not None:
+            _scatter(lse.reshape(-1, num_heads), all_lse, group)
+    return out, all_lse
+
+
+def _scatter(part: Tensor, out: Tensor, group: QueryGroup) -> None:
+    if group.rows is None:
+        out[group.first_row : group.first_row + part.shape[0]] = part
+    elif group.is_padded:
+        out.index_copy_(0, group.rows.view(-1)[group.last_rows], part[group.last_rows])
+    else:
+        out.index_copy_(0, group.rows.view(-1), part)
+
+
+def _attend_group(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    group: QueryGroup,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return (out [S, T, H, value_dim], lse [S, T, H]) of a group."""
+    seqs, length = group.num_seqs, group.num_queries
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads, block_size = key_cache.shape[1:3]
+    fold = num_heads // num_kv_heads
+    if group.rows is None:
+        q = query[group.first_row : group.first_row + seqs * length]
+    else:
+        q = query.index_select(0, group.rows.view(-1))
+    # [S, T, Hkv, G, D] -> [S, Hkv, G * T, D]
+    q = q.view(seqs, length, num_kv_heads, fold, head_dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(seqs, num_kv_heads, fold * length, head_dim)
+    index = group.gather_index(num_kv_heads)
+    shape = (seqs, num_kv_heads, group.num_blocks * block_size)
+    k = key_cache.view(-1, block_size * head_dim).index_select(0, index).view(*shape, head_dim)
+    v = value_cache.view(-1, block_size * value_cache.shape[-1]).index_select(0, index).view(*shape, -1)
+    if seqs == 1 and length > 1 and softcap is None and window is None and _has_fused(q, v):
+        out, lse = _extend(q, k, v, group, scale)
+    else:
+        out, lse = _masked(q, k, v, group.mask(q.dtype, fold, window), scale, softcap)
+    out = out.view(seqs, num_kv_heads, fold, length, -1).permute(0, 3, 1, 2, 4)
+    lse = lse.view(seqs, num_kv_heads, fold, length).permute(0, 3, 1, 2)
+    return out, lse
+
+
+def _has_fused(q: Tensor, v: Tensor) -> bool:
+    """Whether torch's CPU flash attention, the one that also returns the log-sum-exp, takes these shapes."""
+    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and q.dtype != torch.float16
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return out, lse
+
+
+def _extend(q: Tensor, k: Tensor, v: Tensor, group: QueryGroup, scale: float) -> tuple[Tensor, Tensor]:
+    """One sequence's chunk without a mask: a full pass over what was cached, a causal one over the chunk, merged."""
+    _, num_kv_heads, rows, head_dim = q.shape
+    length, cached = group.num_queries, group.cached_len
+    # KV heads become the batch, so that the keys of a KV head are shared by its query heads without a copy.
+    per_head = q.view(num_kv_heads, rows // length, length, head_dim)
+    own_k = k[0, :, None, cached : cached + length].expand(-1, per_head.shape[1], -1, -1)
+    own_v = v[0, :, None, cached : cached + length].expand(-1, per_head.shape[1], -1, -1)
+    own_out, own_lse = _fused(per_head, own_k, own_v, scale, causal=True)
+    own_out = own_out.reshape(1, num_kv_heads, rows, -1)
+    own_lse = own_lse.reshape(1, num_kv_heads, rows)
+    if not cached:
+        return own_out, own_lse
+    out, lse = _fused(q, k[:, :, :cached], v[:, :, :cached], scale)
+    return merge_attention(out, lse, own_out, own_lse)
+
+
+def _masked(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    if softcap is None and _has_fused(q, v):
+        return _fused(q, k, v, scale, mask)
+    rows = q.shape[2]
+    step = max(1, MAX_DENSE_SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    if rows <= step:
+        return _dense(q, k, v, mask, scale, softcap)
+    masks = mask.expand(-1, -1, rows, -1)
+    parts = [
+        _dense(q[:, :, i : i + step], k, v, masks[:, :, i : i + step], scale, softcap) for i in range(0, rows, step)
+    ]
+    return torch.cat([part[0] for part in parts], 2), torch.cat([part[1] for part in parts], 2)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Attention written out, scores in float32 (float64 stays float64)."""
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    lse = torch.logsumexp(scores, -1)
+    return torch.exp(scores - lse.unsqueeze(-1)).to(v.dtype) @ v, lse.float()

@@ -1,0 +1,71 @@
+"""The commands of ``parrot-mq``, and how errors end it."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from parrot_mq.cli import demo, doctor, services, show, up
+from parrot_mq.cli.console import err
+from parrot_mq.errors import ParrotError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="parrot-mq",
+    help="Serve LLM applications from a message queue.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("scheduler")(services.scheduler)
+app.command(
+    "engine", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)(services.engine)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.add_typer(show.app, name="show")
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Serve LLM applications from a message queue."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; return its exit status. An error is one readable line; ``--verbose`` adds the traceback."""
+    verbose = "--verbose" in arguments
+    arguments = [argument for argument in arguments if argument != "--verbose"]
+    try:
+        status = app(arguments, prog_name="parrot-mq", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except ParrotError as error:
+        return _failed(str(error), verbose)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, the user gets a line, not a dump
+        return _failed(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", verbose)
+    return status if isinstance(status, int) else 0
+
+
+def _failed(message: str, verbose: bool) -> int:
+    console = err()
+    if verbose:
+        console.print(traceback.format_exc(), markup=False)
+    console.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    return 1
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

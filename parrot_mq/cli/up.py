@@ -1,0 +1,108 @@
+"""``parrot-mq up``: a Redis if needed, a scheduler and engines in one terminal, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Annotated, Self
+
+import typer
+from rich.markup import escape
+
+from parrot_mq.cli.console import RedisUrl, err, require
+from parrot_mq.process import ChildState
+from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, Stack, run_stack
+from parrot_mq.store.server import known_url, resolve_redis
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
+_STYLES = {ChildState.CRASHED: "bold yellow", ChildState.STOPPED: "bold red"}
+
+
+def up(
+    redis_url: RedisUrl = None,
+    model: Annotated[
+        str, typer.Option(help="Model folder or id for the engines; without it, the small demo model.")
+    ] = "",
+    engine: Annotated[
+        str, typer.Option(help="Kind of the engines: torch, or sim (no model, for trying out).")
+    ] = "torch",
+    engines: Annotated[int, typer.Option(min=1, help="How many engines.")] = 1,
+    ready_timeout_s: Annotated[float, typer.Option(help="Seconds that loading may take.")] = READY_TIMEOUT_S,
+) -> None:
+    """Start Redis (unless there is one), a scheduler and engines here; Ctrl-C stops them, a second one at once."""
+    if engine == "torch":
+        require("torch", "worker")
+    asyncio.run(_up(redis_url, [EngineChoice(engine, model)] * engines, ready_timeout_s))
+
+
+class Terminal:
+    """What the processes say, each line behind its process' name in a colour of its own."""
+
+    def __init__(self) -> None:
+        self._console = err()
+        self._colours: dict[str, str] = {}
+
+    def line(self, name: str, text: str, style: str = "") -> None:
+        """Print a line of a process."""
+        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        body = f"[{style}]{escape(text)}[/]" if style else escape(text)
+        self._console.print(f"[{colour}]{name:>10}[/] {body}", soft_wrap=True)
+
+    def state(self, name: str, state: ChildState, detail: str) -> None:
+        """Print a change in a process' life."""
+        if state is not ChildState.STARTING:
+            self.line(name, f"{state.value} {detail}".strip(), _STYLES.get(state, "dim"))
+
+    def ready(self, name: str) -> None:
+        """Print that a process is ready."""
+        self.line(name, "ready", "bold green")
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM: the first one sets ``stop``, each further one ends every process of ``stack`` at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.stack: Stack | None = None
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._interrupted)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number in _SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _interrupted(self) -> None:
+        if self.stop.is_set() and self.stack is not None:
+            self.stack.kill()
+        self.stop.set()
+
+
+async def _up(redis_url: str | None, engines: list[EngineChoice], ready_timeout_s: float) -> None:
+    terminal = Terminal()
+    private = known_url(redis_url) is None
+    with Interrupts() as interrupts:
+        async with resolve_redis(redis_url) as url:
+            origin = "started for this folder, data in .parrot_mq/redis" if private else "found"
+            terminal.line("redis", f"{url} {origin}")
+            async with run_stack(url, engines, on_line=terminal.line, on_state=terminal.state) as stack:
+                interrupts.stack = stack
+                await _serve(stack, interrupts.stop, terminal, ready_timeout_s)
+    terminal.line("up", "everything has stopped", "dim")
+
+
+async def _serve(stack: Stack, stop: asyncio.Event, terminal: Terminal, ready_timeout_s: float) -> None:
+    """Wait for the stack to be ready, then for ``stop``; either may come first."""
+    async with asyncio.TaskGroup() as tasks:
+        getting_ready = tasks.create_task(stack.wait_until_ready(ready_timeout_s, terminal.ready))
+        stopping = tasks.create_task(stop.wait())
+        await asyncio.wait([getting_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await getting_ready
+            terminal.line("up", f'all ready: P.connect("{stack.url}"); Ctrl-C stops', "bold")
+            await stopping
+        getting_ready.cancel()
+        terminal.line("up", "stopping: engines finish what they run (Ctrl-C again: at once)", "dim")

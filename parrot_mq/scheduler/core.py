@@ -1,0 +1,227 @@
+"""What the leading scheduler knows, and what it makes of news: graph, ready queue, engines. No I/O, no clock.
+
+Times are handed in: ``now_s`` of a monotonic clock for what is measured here, epoch milliseconds for what comes from
+the store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.scheduler.graph import Graph
+from parrot_mq.scheduler.holds import Holds
+from parrot_mq.scheduler.models import Models
+from parrot_mq.scheduler.nodes import Arrival, RequestNode
+from parrot_mq.scheduler.policy import (
+    EngineLoad,
+    OutputLengths,
+    Plan,
+    ReadyQueue,
+    boundaries,
+    decide,
+    deduce,
+    order_key_ms,
+    prompt_tokens,
+    upstream,
+)
+from parrot_mq.scheduler.templates import Templates
+from parrot_mq.settings import SchedulerSettings
+
+NOMINAL_STEP_MS = 10.0
+"""A decode step where no engine has reported one: for expected durations along a critical path."""
+
+
+class Core:
+    """The state of one term of leadership. Everything in it can be rebuilt from Redis (see ``recovery``)."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self.graph = Graph()
+        self.ready = ReadyQueue()
+        self.engines: dict[str, EngineLoad] = {}
+        self.templates = Templates()
+        self.lengths = OutputLengths()
+        self.holds = Holds(settings.batch_hold_ms / 1000)
+        self.models = Models(settings.model_grace_s)
+        self.doomed: list[RequestNode] = []
+        """Requests of models known to be unknown, for the shell to reject."""
+        self.upgraded: list[RequestNode] = []
+        """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
+        self._step_ms = NOMINAL_STEP_MS
+
+    # News from the intake ---------------------------------------------------------------------------------------------
+
+    def add(
+        self, spec: dict[str, Any], arrival: Arrival, rev: int, state: RequestState, now_s: float
+    ) -> RequestNode | None:
+        """Take in a submitted request; None if it is known. It is queued by ``make_ready``, not here."""
+        node = self.graph.add(spec, arrival, rev, state)
+        if node is None:
+            return None
+        node.output_tokens = self.lengths.expected(node)
+        if node.model and self.models.asked(node, now_s):
+            self.doomed.append(node)
+        if node.output.consumers:  # its output was made, and read by requests, before it was submitted
+            self._inherit(node)
+        return node
+
+    def make_ready(self, node: RequestNode, rev: int) -> None:
+        """A request became ready, or was given back by an engine. Old news is ignored."""
+        if rev <= node.rev:
+            return
+        node.rev = rev
+        self._undispatch(node)
+        node.state = RequestState.READY
+        self.enqueue(node)
+
+    def make_waiting(self, node: RequestNode, rev: int) -> None:
+        """A request failed and waits for its back-off. Old news is ignored."""
+        if rev <= node.rev:
+            return
+        node.rev = rev
+        self._undispatch(node)
+        self.ready.discard(node)
+        node.state = RequestState.WAITING
+
+    def resolve(self, variable_id: str, digest: str, size_bytes: int) -> None:
+        """A variable has its value, or an error (without a digest)."""
+        self.graph.resolve(variable_id, digest, size_bytes)
+
+    def finish(self, node: RequestNode, num_output_tokens: int = 0) -> None:
+        """A request is done, dead or cancelled: forget it."""
+        self.lengths.observe(node, num_output_tokens)
+        self._undispatch(node)
+        self.ready.discard(node)
+        node.state = RequestState.DONE
+        if node.model:
+            self.models.ended(node)
+        self.graph.remove(node)
+
+    def want(self, variable_id: str, objective: Objective) -> None:
+        """A reader stated an objective for a variable."""
+        variable = self.graph.variables.get(variable_id)
+        if variable is None:
+            return
+        if variable.objective is None or objective.strictness > variable.objective.strictness:
+            variable.objective = objective
+        if variable.producer is not None:
+            self._changed(deduce(variable.producer, objective, self.duration_ms))
+
+    def _inherit(self, node: RequestNode) -> None:
+        for consumer in node.output.consumers.values():
+            if consumer.objective is not None:
+                wanted = upstream(consumer.objective, self.duration_ms(consumer))
+                self._changed(deduce(node, wanted, self.duration_ms))
+
+    def _changed(self, nodes: list[RequestNode]) -> None:
+        for node in nodes:
+            if node in self.ready:
+                self._put(node)
+            elif node.engine and node.objective is not None and node.objective.kind is not node.told:
+                node.told = node.objective.kind
+                self.upgraded.append(node)
+
+    # The ready queue --------------------------------------------------------------------------------------------------
+
+    def enqueue(self, node: RequestNode) -> None:
+        """Queue a ready request, unless its batch is held."""
+        if node.state is not RequestState.READY or node in self.ready or self.holds.keep(node):
+            return
+        self._describe(node)
+        self._put(node)
+
+    def _put(self, node: RequestNode) -> None:
+        node.key_ms = order_key_ms(node, self.duration_ms(node))
+        self.ready.put(node)
+
+    def _describe(self, node: RequestNode) -> None:
+        template = self.templates.get(node)
+        node.output_tokens = self.lengths.expected(node)
+        node.prompt_tokens = prompt_tokens(template, node)
+        if template is not None:
+            node.prefix = tuple(boundaries(template, node))
+
+    def describe(self, nodes: list[RequestNode]) -> None:
+        """Digest prompts that were queued before their template was here."""
+        for node in nodes:
+            if node in self.ready and not node.prefix:
+                self.ready.discard(node)
+                self._describe(node)
+                self._put(node)
+
+    def duration_ms(self, node: RequestNode) -> float:
+        """Return how long a request is expected to run, in milliseconds."""
+        return self._step_ms * node.output_tokens
+
+    # Decisions --------------------------------------------------------------------------------------------------------
+
+    def decide(self, now_ms: float) -> Plan:
+        """Decide what starts now, and take it as dispatched until the store says otherwise."""
+        plan = decide(self.ready, self.engines.values(), now_ms)
+        for placement in plan.placements:
+            node = placement.request
+            node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
+            node.told = ObjectiveKind.LATENCY if node.objective is None else node.objective.kind
+        return plan
+
+    def put_back(self, node: RequestNode, *, engine_gone: bool) -> None:
+        """A dispatch was refused although the request is ready: queue it again."""
+        if engine_gone and (load := self.engines.get(node.engine)) is not None:
+            load.suspended = True
+        self._undispatch(node)
+        if self.graph.requests.get(node.id) is node:
+            node.state = RequestState.READY
+            self.enqueue(node)
+
+    def adopt(self, node: RequestNode, engine_id: str, fence: str) -> None:
+        """A request turned out to be dispatched already, by an earlier leader."""
+        self._undispatch(node)
+        self.ready.discard(node)
+        node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
+        self._describe(node)
+        if engine_id:
+            self.load_of(engine_id).charge(node, 0.0)
+
+    def _undispatch(self, node: RequestNode) -> None:
+        if node.engine:
+            if (load := self.engines.get(node.engine)) is not None:
+                load.discharge(node.id)
+            node.engine = node.fence = ""
+
+    # Engines ----------------------------------------------------------------------------------------------------------
+
+    def load_of(self, engine_id: str) -> EngineLoad:
+        """Return the load of an engine, made if it is new."""
+        load = self.engines.get(engine_id)
+        if load is None:
+            load = self.engines[engine_id] = EngineLoad(engine_id, self._settings.queue_depth_steps)
+        return load
+
+    def update_engines(self, records: dict[str, EngineRecord | None]) -> None:
+        """Take in what every engine says about itself; None, or missing: it has no heartbeat (any more)."""
+        for engine_id, record in records.items():
+            self.load_of(engine_id).update(record)
+            if record is not None:
+                self.models.registered(record.model)
+        for engine_id, load in self.engines.items():
+            if engine_id not in records:
+                load.update(None)
+        steps = [
+            load.record.cost.decode_step_ms(load.record.max_num_seqs, 0)
+            for load in self.engines.values()
+            if load.record is not None
+        ]
+        self._step_ms = min(steps, default=NOMINAL_STEP_MS)
+
+    def dead_engines(self) -> list[EngineLoad]:
+        """Return the engines without a heartbeat."""
+        return [load for load in self.engines.values() if load.record is None]
+
+    def forget_engine(self, engine_id: str) -> None:
+        """Drop a dead engine of which nothing is left."""
+        load = self.engines.pop(engine_id, None)
+        for request_id in load.outstanding if load is not None else ():
+            node = self.graph.requests.get(request_id)
+            if node is not None and node.engine == engine_id:
+                node.engine = node.fence = ""

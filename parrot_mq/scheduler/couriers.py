@@ -1,0 +1,61 @@
+"""Small errands off the hot path: fetching templates, telling engines about changed objectives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.dispatcher import Dispatcher
+from parrot_mq.scheduler.signals import Bell
+from parrot_mq.store import EngineStore
+from parrot_mq.store.scheduler import SchedulerStore
+
+IDLE_S = 1.0
+SLICE = 500
+"""Requests described between two chances for others to run."""
+
+
+class TemplateCourier:
+    """Fetches the templates that requests missed, and digests those requests' prompts if they still wait."""
+
+    def __init__(
+        self, core: Core, stores: Sequence[SchedulerStore], dispatcher: Dispatcher, stopping: asyncio.Event
+    ) -> None:
+        self._core = core
+        self._stores = stores
+        self._dispatcher = dispatcher
+        self._stopping = stopping
+        self.bell = Bell()
+
+    async def run(self) -> None:
+        """Fetch what is missing until we are to stop."""
+        while not self._stopping.is_set():
+            for key in self._core.templates.missing():
+                partition, tenant, digest = key
+                record = await EngineStore(self._stores[partition].partition).function(tenant, digest)
+                missed = self._core.templates.store(key, record)
+                for start in range(0, len(missed), SLICE):
+                    self._core.describe(missed[start : start + SLICE])
+                    await asyncio.sleep(0)
+            await self.bell.wait(IDLE_S)
+
+
+class ObjectiveCourier:
+    """Tells engines when a request that they hold was given another objective."""
+
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], stopping: asyncio.Event) -> None:
+        self._core = core
+        self._stores = stores
+        self._stopping = stopping
+        self.bell = Bell()
+
+    async def run(self) -> None:
+        """Deliver until we are to stop."""
+        while not self._stopping.is_set():
+            nodes, self._core.upgraded = self._core.upgraded, []
+            for node in nodes:
+                if node.engine and node.objective is not None:
+                    store = self._stores[node.partition]
+                    await store.control(node.engine, "objective", node.id, node.fence, node.objective.to_json())
+            await self.bell.wait(IDLE_S)

@@ -1,0 +1,101 @@
+"""Take-over: the graph is rebuilt from Redis, then the intake is read on from where it stood before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import orjson
+
+from parrot_mq.keys import partition_of
+from parrot_mq.messages import Objective, RequestState, VariableState
+from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.nodes import Arrival, RequestNode
+from parrot_mq.store import Reader
+from parrot_mq.store.partition import Partition
+
+PIPELINE = 1000
+"""Hashes read in one round trip."""
+
+_REQUEST_FIELDS = ["state", "spec", "rev", "tenant", "batch", "engine", "fence", "created_ms"]
+_VARIABLE_FIELDS = ["state", "digest", "size_bytes", "objective"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was loaded: how many requests, and the (variable, tenant) pairs that other partitions still owe."""
+
+    num_requests: int
+    imports: tuple[tuple[str, str], ...]
+
+
+async def recover(
+    core: Core, partition: Partition, now_s: Callable[[], float], dispatch: Callable[[], Awaitable[None]]
+) -> Recovered:
+    """Load the unfinished requests of a partition: the ready ones first, which are dispatched before the rest is read.
+
+    The intake's last id must have been noted before: entries from then on are applied after this, and those that are
+    older than what was loaded are ignored by their revisions.
+    """
+    ids = await Reader(partition).live()
+    states = await _read(partition, [partition.keys.request(i) for i in ids], ["state"])
+    ready = [i for i, (state,) in zip(ids, states, strict=True) if state == RequestState.READY]
+    waiting = [i for i, (state,) in zip(ids, states, strict=True) if state != RequestState.READY]
+    imports: dict[tuple[str, str], None] = {}
+    count = 0
+    for part in (ready, waiting):
+        for start in range(0, len(part), PIPELINE):
+            nodes = await _load(core, partition, part[start : start + PIPELINE], now_s())
+            count += len(nodes)
+            for node in nodes:
+                if node.state is RequestState.READY:
+                    core.enqueue(node)
+                for variable in node.inputs:
+                    if not variable.resolved and partition_of(variable.id) != partition.keys.partition:
+                        imports[(variable.id, node.tenant)] = None
+            await dispatch()
+    return Recovered(count, tuple(imports))
+
+
+async def _load(core: Core, partition: Partition, ids: Sequence[str], now_s: float) -> list[RequestNode]:
+    nodes: list[RequestNode] = []
+    dispatched: list[tuple[RequestNode, str, str]] = []
+    for fields in await _read(partition, [partition.keys.request(i) for i in ids], _REQUEST_FIELDS):
+        state, spec, rev, tenant, batch, engine, fence, created_ms = fields
+        if not state or not spec or RequestState(state).finished:
+            continue
+        arrival = Arrival(tenant or "", batch or "", int(created_ms or 0))
+        node = core.add(orjson.loads(spec), arrival, int(rev or 0), RequestState(state), now_s)
+        if node is None:
+            continue
+        nodes.append(node)
+        if node.state in (RequestState.QUEUED, RequestState.RUNNING):
+            dispatched.append((node, engine or "", fence or ""))
+    variables = dict.fromkeys(v.id for node in nodes for v in (*node.inputs, node.output))
+    found = await _read(partition, [partition.keys.variable(v) for v in variables], _VARIABLE_FIELDS)
+    for variable_id, (state, digest, size_bytes, objective) in zip(variables, found, strict=True):
+        if state == VariableState.READY:
+            core.resolve(variable_id, digest or "", int(size_bytes or 0))
+        if objective:
+            core.want(variable_id, Objective.from_json(objective))
+    for node, engine_id, its_fence in dispatched:
+        core.adopt(node, engine_id, its_fence)
+    return nodes
+
+
+async def _read(partition: Partition, keys: Sequence[str], fields: list[str]) -> list[list[str | None]]:
+    """Return ``fields`` of the hash at each of ``keys``, None where one is missing."""
+    found: list[list[str | None]] = []
+    for start in range(0, len(keys), PIPELINE):
+        part = keys[start : start + PIPELINE]
+
+        async def run(part: Sequence[str] = part) -> list[Any]:
+            async with partition.redis.pipeline(transaction=False) as pipe:
+                for key in part:
+                    pipe.hmget(key, fields)
+                answers: list[Any] = await pipe.execute()
+                return answers
+
+        found += await partition.robust(run)
+    return found

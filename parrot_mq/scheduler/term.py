@@ -1,0 +1,114 @@
+"""One term of leadership: from the epoch it raised to the loss of the key. What it knows ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.couriers import ObjectiveCourier, TemplateCourier
+from parrot_mq.scheduler.dispatcher import Dispatcher
+from parrot_mq.scheduler.engines import EngineWatch
+from parrot_mq.scheduler.imports import Imports
+from parrot_mq.scheduler.intake import Intake
+from parrot_mq.scheduler.leader import Leadership
+from parrot_mq.scheduler.reaper import FanOut, Reaper
+from parrot_mq.scheduler.recovery import Recovered
+from parrot_mq.settings import SchedulerSettings
+from parrot_mq.store import Store
+from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore, new_epoch
+
+log = logging.getLogger(__name__)
+
+
+class _Loop(Protocol):
+    async def run(self) -> None: ...
+
+
+class Term:
+    """The loops of a leader, for all partitions: one core, one intake loop per partition.
+
+    ``run`` ends when ``stopping`` is set (everything read is applied, nothing more is dispatched), or raises what ended
+    the term, in an exception group: ``Fenced``, ``TermEnded``, ``StoreUnavailable``.
+    """
+
+    def __init__(self, store: Store, settings: SchedulerSettings, epoch: int, stopping: asyncio.Event) -> None:
+        now_s = asyncio.get_running_loop().time
+        self.epoch = epoch
+        self._stopping = stopping
+        self.core = core = Core(settings)
+        stores = [SchedulerStore(partition, epoch) for partition in store.partitions]
+        self.dispatcher = Dispatcher(core, stores, store.ids, stopping)
+        self._intakes = [Intake(core, s, self.dispatcher, self, stopping, now_s) for s in stores]
+        self._engines = EngineWatch(store, core, stores, self.dispatcher, stopping, settings.engine_poll_s)
+        self._reaper = Reaper(core, stores, self._intakes, stopping, now_s, settings.reap_interval_s)
+        self._fan_outs = [FanOut(s, stopping, settings.reap_interval_s) for s in stores]
+        self._imports = Imports(store, stopping, now_s, settings.reap_interval_s)
+        self._templates = TemplateCourier(core, stores, self.dispatcher, stopping)
+        self._objectives = ObjectiveCourier(core, stores, stopping)
+
+    @classmethod
+    async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
+        """Raise the epoch, which fences out every earlier leader, and make the term under it."""
+        return cls(store, settings, await new_epoch(store), stopping)
+
+    async def run(self, leadership: Leadership) -> None:
+        """Lead. The key is renewed from the start, since a take-over of a large graph takes longer than it lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(leadership.keep(), name="scheduler-leadership")
+            await self._engines.poll()
+            loops: list[_Loop] = [
+                *self._intakes,
+                self._engines,
+                self._reaper,
+                *self._fan_outs,
+                self._imports,
+                self._templates,
+                self._objectives,
+            ]
+            tasks.create_task(self._ring_out(), name="scheduler-end")
+            for loop in loops:
+                tasks.create_task(loop.run(), name=f"scheduler-{type(loop).__name__}")
+
+    async def _ring_out(self) -> None:
+        await self._stopping.wait()
+        for bell in (
+            self._engines.bell,
+            self._reaper.bell,
+            *(fan_out.bell for fan_out in self._fan_outs),
+            self._imports.bell,
+            self._templates.bell,
+            self._objectives.bell,
+        ):
+            bell.ring()
+
+    # Errands of the intake loops --------------------------------------------------------------------------------------
+
+    def entry(self, partition: int, entry: IntakeEntry) -> None:
+        """Act on an entry that changes nothing in the core."""
+        if entry.kind == "work":
+            self._fan_outs[partition].bell.ring()
+        elif entry.kind == "engine":
+            self._engines.bell.ring()
+        elif entry.kind == "outbox":
+            self._imports.bell.ring()
+        elif entry.kind == "import":
+            self._imports.add(partition, entry.fields.get("variable", ""), entry.fields.get("tenant", ""))
+
+    def recovered(self, partition: int, recovered: Recovered) -> None:
+        """Register the imports that the former leader may not have come to."""
+        for variable, tenant in recovered.imports:
+            self._imports.add(partition, variable, tenant)
+
+    def doomed(self) -> None:
+        """Wake the reaper."""
+        self._reaper.bell.ring()
+
+    def upgraded(self) -> None:
+        """Wake the courier of objectives."""
+        self._objectives.bell.ring()
+
+    def templates(self) -> None:
+        """Wake the courier of templates."""
+        self._templates.bell.ring()

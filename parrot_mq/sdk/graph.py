@@ -1,0 +1,69 @@
+"""The part of the graph that this process made and that is not resolved yet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from parrot_mq.errors import ParrotError
+from parrot_mq.messages import FunctionRecord, RequestSpec
+
+if TYPE_CHECKING:
+    from parrot_mq.sdk.variable import SemanticVariable
+
+
+class Request:
+    """A request as the SDK keeps it until its output is resolved: enough to submit it again.
+
+    ``inputs`` are the variables in its prompt without repeats. ``late`` says that its output was made before and had
+    consumers already when it was called: only such a request can close a cycle.
+    """
+
+    __slots__ = ("function", "inputs", "late", "spec", "submission")
+
+    def __init__(
+        self,
+        spec: RequestSpec,
+        function: FunctionRecord,
+        inputs: tuple[SemanticVariable, ...],
+        submission: Submission,
+        late: bool,
+    ) -> None:
+        self.spec = spec
+        self.function = function
+        self.inputs = inputs
+        self.submission = submission
+        self.late = late
+
+
+class Submission:
+    """Variables and requests that go out together: what was called between two awaits.
+
+    ``after`` are submissions of other sessions that must be there first. Once it is settled, ``error`` says whether
+    it was refused; what it carried is let go.
+    """
+
+    __slots__ = ("after", "error", "is_reported", "requests", "settled", "variables")
+
+    def __init__(self) -> None:
+        self.variables: list[SemanticVariable] = []
+        self.requests: list[Request] = []
+        self.after: list[Submission] = []
+        self.settled = asyncio.Event()
+        self.error: ParrotError | None = None
+        self.is_reported = False
+
+    def __bool__(self) -> bool:
+        return bool(self.variables or self.requests)
+
+    def settle(self, error: ParrotError | None = None) -> None:
+        """Note the outcome, and wake who waits for it."""
+        self.error = error
+        self.variables, self.requests, self.after = [], [], []
+        self.settled.set()
+
+    def report(self) -> None:
+        """Raise the error if there is one; it then counts as seen by the application."""
+        if self.error is not None:
+            self.is_reported = True
+            raise self.error

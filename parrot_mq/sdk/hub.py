@@ -1,0 +1,224 @@
+"""Waiting for many variables with few round trips: one task per partition that batches what its waiters need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from redis.exceptions import RedisError
+
+from parrot_mq.errors import ParrotError, StoreError
+from parrot_mq.messages import Objective, VariableState
+from parrot_mq.store.partition import Partition
+from parrot_mq.store.producer import ProducerStore
+from parrot_mq.store.reader import Reader
+from parrot_mq.store.records import VariableRecord
+from parrot_mq.store.waiters import Waiters
+
+T = TypeVar("T")
+
+PIPELINE = 500
+"""Most commands in one pipeline."""
+GRACE_POLL_S = 0.1
+"""How often an id that nobody has made yet is looked for."""
+
+
+class Listener(Protocol):
+    """Who waits for variables."""
+
+    def arrived(self, variable_id: str, outcome: VariableRecord | ParrotError | None) -> None:
+        """Take the resolved variable (ready or error); None: nobody has made it; or why the wait could not go on."""
+
+
+class _Entry:
+    """A variable that is waited for."""
+
+    __slots__ = ("channel", "checked_at", "grace_s", "listeners", "missing_since", "objective")
+
+    def __init__(self, channel: str, grace_s: float) -> None:
+        self.channel = channel
+        self.grace_s = grace_s
+        self.listeners: list[Listener] = []
+        self.objective: Objective | None = None
+        self.checked_at = time.monotonic()
+        self.missing_since: float | None = None
+
+
+class Hub:
+    """Waits for variables of one partition.
+
+    The waiter protocol, for all waiters at once: subscribe to their channels; state their objectives, which also
+    reads the states; read what is resolved; then read again whatever pub/sub names, and everything every
+    ``recheck_s``. ``run`` is the task that does it.
+    """
+
+    def __init__(self, partition: Partition, recheck_s: float) -> None:
+        self._reader = Reader(partition)
+        self._producer = ProducerStore(partition)
+        self._waiters = Waiters(partition)
+        self._waiters.listen(self._woken)
+        self._recheck_s = recheck_s
+        self._entries: dict[str, _Entry] = {}
+        self._new: dict[str, _Entry] = {}
+        self._dirty: dict[str, None] = {}
+        self._missing: set[str] = set()
+        self._users: Counter[str] = Counter()
+        self._unused: set[str] = set()
+        self._work = asyncio.Event()
+        self._closed: ParrotError | None = None
+
+    # For waiters -----------------------------------------------------------------------------------------------------
+
+    def wait(
+        self, variable_id: str, channel: str, grace_s: float, objective: Objective | None, listener: Listener
+    ) -> None:
+        """Tell ``listener`` once the variable is resolved, or if nobody has made it within ``grace_s``."""
+        if self._closed is not None:
+            listener.arrived(variable_id, self._closed)
+            return
+        entry = self._entries.get(variable_id)
+        if entry is None:
+            entry = self._entries[variable_id] = _Entry(channel, grace_s)
+            self.acquire(channel)
+        entry.listeners.append(listener)
+        if objective is not None and (entry.objective is None or objective.strictness > entry.objective.strictness):
+            entry.objective = objective
+        self._new[variable_id] = entry
+        self._work.set()
+
+    def forget(self, variable_id: str, listener: Listener) -> None:
+        """End a wait that has not ended by itself."""
+        entry = self._entries.get(variable_id)
+        if entry is not None and listener in entry.listeners:
+            entry.listeners.remove(listener)
+            if not entry.listeners:
+                self._remove(variable_id)
+
+    def acquire(self, channel: str) -> None:
+        """Keep ``channel`` subscribed, once it is, until ``release``."""
+        self._users[channel] += 1
+        self._unused.discard(channel)
+
+    def release(self, channel: str) -> None:
+        """Undo one ``acquire``."""
+        self._users[channel] -= 1
+        if self._users[channel] <= 0:
+            del self._users[channel]
+            self._unused.add(channel)
+
+    @contextlib.asynccontextmanager
+    async def watching(self, variable_id: str, channel: str) -> AsyncIterator[asyncio.Event]:
+        """Subscribe, and yield an event that is set whenever the variable changes or its stream grows."""
+        self.acquire(channel)
+        try:
+            with self._waiters.watching(variable_id) as event:
+                await self._waiters.subscribe([channel])
+                yield event
+        finally:
+            self.release(channel)
+
+    # The task --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the waiters until cancelled."""
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_POLL_S if self._missing else self._recheck_s):
+                        await self._work.wait()
+                self._work.clear()
+                try:
+                    await self._round()
+                except ParrotError as error:
+                    self._fail_all(error)
+                except RedisError as error:
+                    self._fail_all(StoreError(f"Redis refused to answer: {error}"))
+        finally:
+            await self._waiters.aclose()
+
+    def close(self, error: ParrotError) -> None:
+        """Tell every waiter, those to come included, that there is no waiting any more."""
+        self._closed = error
+        self._fail_all(error)
+
+    async def _round(self) -> None:
+        new, self._new = self._new, {}
+        dirty, self._dirty = self._dirty, {}
+        for vid in self._missing:
+            dirty[vid] = None
+        if new:
+            await self._waiters.subscribe(list({entry.channel for entry in new.values()}))
+            for part in _parts([(vid, entry.objective) for vid, entry in new.items()]):
+                states = await self._producer.wants(part)
+                self._apply_states([vid for vid, _ in part], states, dirty)
+        now = time.monotonic()
+        stale = [vid for vid, entry in self._entries.items() if now - entry.checked_at >= self._recheck_s]
+        for ids in _parts(stale):
+            self._apply_states(ids, await self._reader.states(ids), dirty)
+        for ids in _parts([vid for vid in dirty if vid in self._entries]):
+            for vid, record in zip(ids, await self._reader.variables(ids), strict=True):
+                self._apply(vid, record)
+        unused, self._unused = self._unused, set()
+        for channel in unused:
+            await self._waiters.unsubscribe(channel)
+
+    def _apply_states(self, ids: Sequence[str], states: Sequence[VariableState | None], dirty: dict[str, None]) -> None:
+        now = time.monotonic()
+        for vid, state in zip(ids, states, strict=True):
+            if entry := self._entries.get(vid):
+                entry.checked_at = now
+                if state is not VariableState.PENDING:
+                    dirty[vid] = None
+
+    def _apply(self, vid: str, record: VariableRecord | None) -> None:
+        entry = self._entries.get(vid)
+        if entry is None:
+            return
+        now = entry.checked_at = time.monotonic()
+        if record is None:
+            entry.missing_since = entry.missing_since or now
+            self._missing.add(vid)
+            if now - entry.missing_since >= entry.grace_s:
+                self._deliver(vid, None)
+            return
+        if entry.missing_since is not None:  # made by now: its objective is still to be stated
+            entry.missing_since = None
+            self._missing.discard(vid)
+            self._new[vid] = entry
+            self._work.set()
+        if record.state is not VariableState.PENDING:
+            self._deliver(vid, record)
+
+    def _deliver(self, vid: str, outcome: VariableRecord | ParrotError | None) -> None:
+        listeners = self._entries[vid].listeners
+        self._remove(vid)
+        for listener in listeners:
+            listener.arrived(vid, outcome)
+
+    def _remove(self, vid: str) -> None:
+        entry = self._entries.pop(vid)
+        self._new.pop(vid, None)
+        self._missing.discard(vid)
+        self.release(entry.channel)
+
+    def _fail_all(self, error: ParrotError) -> None:
+        for vid in list(self._entries):
+            self._deliver(vid, error)
+
+    def _woken(self, variable_id: str) -> None:
+        """Note a wake-up: for one variable, or (an empty id) for all since messages may have been missed."""
+        if variable_id:
+            if variable_id in self._entries:
+                self._dirty[variable_id] = None
+                self._work.set()
+        elif self._entries:
+            self._dirty.update(dict.fromkeys(self._entries))
+            self._work.set()
+
+
+def _parts(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[start : start + PIPELINE] for start in range(0, len(items), PIPELINE))

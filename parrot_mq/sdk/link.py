@@ -1,0 +1,213 @@
+"""A client's way to the store: connections, the tasks that serve it, and what every variable needs of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
+
+from parrot_mq.errors import ConfigError, ParrotError, StoreError
+from parrot_mq.keys import partition_of
+from parrot_mq.messages import Objective
+from parrot_mq.sdk.collect import Collector
+from parrot_mq.sdk.failing import fail_collected, not_in_time
+from parrot_mq.sdk.graph import Submission
+from parrot_mq.sdk.hub import Hub
+from parrot_mq.sdk.recovery import resend
+from parrot_mq.settings import ClientSettings
+from parrot_mq.store.answers import unknown_variable
+from parrot_mq.store.codec import encode_value
+from parrot_mq.store.connect import Store
+from parrot_mq.store.producer import ProducerStore
+from parrot_mq.store.reader import Reader
+from parrot_mq.store.records import VariableRecord
+
+if TYPE_CHECKING:
+    from parrot_mq.sdk.variable import SemanticVariable
+
+MAX_RESENDS = 3
+"""How often one wait submits again what Redis has lost."""
+
+
+class Link:
+    """What a client's sessions and variables share. Its tasks run in one group, owned by ``run``."""
+
+    def __init__(self, store: Store, settings: ClientSettings) -> None:
+        self.store = store
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self._hubs: dict[int, Hub] = {}
+        self._run_ids: dict[int, str] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._ready = asyncio.Event()
+
+    # Tasks -----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Own every task of the client until ``stop``; submits that are on their way are still confirmed."""
+        error: ParrotError = ConfigError("the client is closed; connect again")
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._ready.set()
+                await self._stop.wait()
+                for task in self._serving:
+                    task.cancel()
+        except BaseExceptionGroup as problem:
+            error = StoreError(f"the client broke: {problem.exceptions[0]!r}")
+            raise
+        finally:
+            self._group = None
+            for hub in self._hubs.values():
+                hub.close(error)
+
+    async def started(self) -> None:
+        """Wait until ``run`` takes tasks."""
+        await self._ready.wait()
+
+    def stop(self) -> None:
+        """Have ``run`` end."""
+        self._stop.set()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run ``work`` as a task of the client. Raises ``ConfigError`` once the client is closed."""
+        if self._group is None:
+            work.close()
+            raise ConfigError("the client is closed; connect again")
+        self._group.create_task(work)
+
+    def hub(self, partition: int) -> Hub:
+        """Return what waits for variables of a partition."""
+        hub = self._hubs.get(partition)
+        if hub is None:
+            if self._group is None:
+                raise ConfigError("the client is closed; connect again")
+            hub = self._hubs[partition] = Hub(self.store.partition(partition), self.settings.recheck_s)
+            task = self._group.create_task(hub.run(), name=f"parrot_mq-hub-{partition}")
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+        return hub
+
+    # Where a variable is ---------------------------------------------------------------------------------------------
+
+    def producer(self, object_id: str) -> ProducerStore:
+        """Return what changes the partition of an id."""
+        return ProducerStore(self.store.of(object_id))
+
+    def reader(self, object_id: str) -> Reader:
+        """Return what reads the partition of an id."""
+        return Reader(self.store.of(object_id))
+
+    async def run_id(self, number: int, *, anew: bool = False) -> str:
+        """Return the id of a partition's Redis server: another one after each restart and fail-over.
+
+        Empty where the server does not tell (INFO is forbidden to this user): restarts are then not noticed.
+        """
+        if anew or number not in self._run_ids:
+            partition = self.store.partition(number)
+            try:
+                info = await partition.robust(lambda: partition.redis.info("server"))
+            except ResponseError:
+                info = {}
+            self._run_ids[number] = str(info.get("run_id", ""))
+        return self._run_ids[number]
+
+    def channel(self, variable: SemanticVariable) -> str:
+        """Return the channel on which a variable's changes are told: its session's, or its own for a foreign one."""
+        keys = self.store.of(variable._id).keys
+        if variable._session is not None:
+            return keys.session_channel(variable._session.id)
+        return keys.variable_channel(variable._id)
+
+    def grace_s(self, variable: SemanticVariable) -> float:
+        """How long Redis may not know a variable: none for our own, for it was confirmed."""
+        return 0.0 if variable._session is not None else self.store.settings.want_grace_s
+
+    # What variables need ---------------------------------------------------------------------------------------------
+
+    async def confirm(self, variables: Iterable[SemanticVariable]) -> None:
+        """Send what is unsent, and wait until the submits of ``variables`` are confirmed; raises their errors."""
+        submissions: dict[Submission, None] = {}
+        for variable in variables:
+            for submission in variable._submissions():
+                if submission.error is not None or not submission.settled.is_set():
+                    submissions[submission] = None
+            if variable._session is not None:
+                variable._session.start()
+        for submission in submissions:
+            await submission.settled.wait()
+            submission.report()
+
+    async def resolve(
+        self, variables: Sequence[SemanticVariable], perf: Objective | None, timeout_s: float | None
+    ) -> list[str]:
+        """Wait for the values of ``variables``; raises at the first that failed."""
+        await self.wait(Collector(variables), perf, timeout_s)
+        return [variable._known() for variable in variables]
+
+    async def wait(self, collector: Collector, perf: Objective | None, timeout_s: float | None) -> None:
+        """Wait until ``collector`` has what it wants; raises ``StepError`` for what failed or is not there in time."""
+        timeout_s = self.settings.get_timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.confirm(collector.variables)
+                for _ in range(MAX_RESENDS):
+                    await self._collect(collector, perf)
+                    if not collector.unknown:
+                        break
+                    await self.restore(collector.take_unknown())
+        except TimeoutError:
+            raise await not_in_time(self, collector, timeout_s) from None
+        if collector.unknown:
+            raise unknown_variable(collector.unknown[0]._id)
+        await fail_collected(self, collector)
+
+    async def _collect(self, collector: Collector, perf: Objective | None) -> None:
+        waiting = collector.start()
+        if not waiting:
+            return
+        try:
+            for variable in waiting:
+                hub = self.hub(partition_of(variable._id))
+                hub.wait(variable._id, self.channel(variable), self.grace_s(variable), perf, collector)
+            await collector.wait()
+        finally:
+            for vid in collector.left():
+                self.hub(partition_of(vid)).forget(vid, collector)
+
+    async def restore(self, variables: Sequence[SemanticVariable]) -> None:
+        """Submit again what Redis lost; raises ``UnknownVariable`` for what is not ours to submit."""
+        for variable in variables:
+            if variable._session is None:
+                raise unknown_variable(variable._id)
+        await resend(self, variables)
+
+    async def record(self, variable: SemanticVariable) -> VariableRecord:
+        """Return a variable as Redis has it (large values left out); raises ``UnknownVariable``."""
+        await self.confirm([variable])
+        (record,) = await self.reader(variable._id).variables([variable._id], values=False)
+        if record is None:
+            raise unknown_variable(variable._id)
+        return record
+
+    async def set_variable(self, variable: SemanticVariable, text: str) -> None:
+        """Give a variable its value."""
+        value = encode_value(text, self.store.settings, self.store.ids.token())
+        await self.confirm([variable])
+        await self.producer(variable._id).set_variable(variable._id, value)
+        variable._given, variable._text = value, text
+
+    async def cancel(self, variables: Sequence[SemanticVariable], reason: str) -> int:
+        """Cancel the producers of variables; returns how many requests or variables that ended."""
+        await self.confirm(variables)
+        by_partition: dict[int, list[str]] = {}
+        for variable in variables:
+            by_partition.setdefault(partition_of(variable._id, "v"), []).append(variable._id)
+        count = 0
+        for ids in by_partition.values():
+            count += await self.producer(ids[0]).cancel_requests(ids, reason)
+        return count

@@ -1,0 +1,137 @@
+"""Tiny models in Hugging Face folders, made once and loaded through the engine's own loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from parrot_workers.engine.torch_engine import TorchEngine
+
+SENTENCES = [
+    "The parrot repeats what the queue has said, word for word.",
+    "A scheduler groups requests by prefix, and the engine drains them.",
+    "Été, naïve, Größe, 日本語, emoji 🦜🦜 and other characters of many bytes.",
+    "hello world, hello there, hello again; the end of the line.\n",
+    "def publish(message): return queue.push(message)\n",
+]
+VOCAB_SIZE = 384
+MAX_LEN = 160
+
+
+def build_tokenizer() -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer that puts BOS first."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<s>", "</s>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return tokenizer
+
+
+def save(folder: Path, model: Any, tokenizer: tokenizers.Tokenizer) -> Path:
+    model.save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _llama() -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def _qwen3() -> Any:
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def _gpt2() -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=MAX_LEN, bos_token_id=0, eos_token_id=1
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _gemma2() -> Any:
+    """Alternating sliding windows, soft-capped scores, a scale of its own."""
+    config = transformers.Gemma2Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
+        sliding_window=24, attn_logit_softcapping=2.0, query_pre_attn_scalar=16,
+    )  # fmt: skip
+    return transformers.Gemma2ForCausalLM(config)
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2, "gemma2": _gemma2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give ``folder(kind)``: a random float32 model of that kind with a tokenizer, made at its first use."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            torch.manual_seed(1 + sorted(BUILDERS).index(kind))
+            model = BUILDERS[kind]().float()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim > 1:
+                        # Larger than an initialiser's, so that random outputs differ from token to token.
+                        parameter.normal_(0, 0.25)
+            folders[kind] = save(tmp_path_factory.mktemp(kind) / kind, model, build_tokenizer())
+        return folders[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., TorchEngine]:
+    """Give ``engine(kind, **settings)``: a new engine, small and without calibration."""
+
+    def engine(kind: str = "llama", **settings: Any) -> TorchEngine:
+        return TorchEngine(model_folder(kind), **{"max_num_seqs": 8, "num_blocks": 256, "calibrate": False, **settings})
+
+    return engine
+
+
+@pytest.fixture(scope="session")
+def reference(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Give ``model(kind)``: the same model in transformers, for comparison."""
+    models: dict[str, Any] = {}
+
+    def model(kind: str) -> Any:
+        if kind not in models:
+            models[kind] = transformers.AutoModelForCausalLM.from_pretrained(model_folder(kind)).eval()
+        return models[kind]
+
+    return model

@@ -1,0 +1,148 @@
+"""What runs in the next step: one token budget shared by decode and chunked prefill."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+
+from parrot_mq.messages import ObjectiveKind
+from parrot_workers.engine.block_manager import BlockManager
+from parrot_workers.engine.sequence import Sequence, SequenceStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """``num_tokens`` tokens of ``sequence`` from ``start`` on; ``samples`` if its next token comes out of it."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+class BatchScheduler:
+    """Sequences that wait and that run, and the plan of each step.
+
+    Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
+    rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
+    sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
+    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later.
+    """
+
+    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: list[Sequence] = []
+        """Sorted by ``Sequence.order``; preempted sequences wait here too."""
+        self.running: list[Sequence] = []
+        """Sorted by ``Sequence.order``."""
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+        """Prompt tokens of all sequences that were found in the prefix cache when they were first admitted."""
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Go through every sequence that is not finished."""
+        yield from self.running
+        yield from self.waiting
+
+    def add(self, sequence: Sequence) -> None:
+        """Let ``sequence`` wait for its turn."""
+        bisect.insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take ``sequence`` out, wherever it is, and its blocks back."""
+        (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
+        self.blocks.release(sequence)
+        sequence.status = SequenceStatus.FINISHED
+
+    def plan(self) -> list[Chunk]:
+        """Return the next step's chunks, blocks allotted: at most one per sequence, within the token budget.
+
+        Decoding sequences come first. The chunks' full blocks are published: the caller must compute all of them, or
+        call ``restart``.
+        """
+        granted: list[tuple[Sequence, int]] = []
+        num_preemptions = self.num_preemptions
+        budget = self.max_num_batched_tokens
+        for sequence in sorted(self.running, key=_needs_more_than_one):
+            if budget == 0:
+                break
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue
+            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            if self._make_room(sequence, sequence.num_computed_tokens + num_tokens):
+                budget -= num_tokens
+                granted.append((sequence, num_tokens))
+        # Only now: whoever was preempted above after its grant must not leave blocks in the cache that nobody computes.
+        chunks = [self._chunk(*grant) for grant in granted if grant[0].status is SequenceStatus.RUNNING]
+        return chunks if self.num_preemptions > num_preemptions else chunks + self._admit(budget)
+
+    def restart(self) -> None:
+        """Forget all that was computed: every running sequence waits again, and the prefix cache is empty."""
+        for sequence in list(self.running):
+            self._preempt(sequence)
+        self.blocks.forget()
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        chunks = []
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            cached = self.blocks.match(sequence)
+            lacking = self.blocks.num_blocks_for(sequence.num_tokens) - len(cached)
+            # Each running sequence may want a block soon; admitting into those would preempt at once.
+            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached) and self.running:
+                break
+            self.waiting.pop(0)
+            self.blocks.hold(sequence, cached)
+            grown = self.blocks.grow(sequence, sequence.num_tokens)
+            assert grown, f"{sequence.id} was accepted although it can never fit"
+            self._start(sequence, len(cached) * self.blocks.block_size)
+            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            budget -= num_tokens
+            chunks.append(self._chunk(sequence, num_tokens))
+        return chunks
+
+    def _start(self, sequence: Sequence, num_cached_tokens: int) -> None:
+        sequence.num_computed_tokens = num_cached_tokens
+        if not sequence.was_admitted:
+            sequence.num_cached_tokens = min(num_cached_tokens, sequence.num_prompt_tokens)
+            sequence.was_admitted = True
+            self.num_cached_tokens += sequence.num_cached_tokens
+        sequence.status = SequenceStatus.RUNNING
+        bisect.insort(self.running, sequence, key=_order)
+
+    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+        start = sequence.num_computed_tokens
+        self.blocks.publish(sequence, start + num_tokens)
+        return Chunk(sequence, start, num_tokens, samples=start + num_tokens == sequence.num_tokens)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Grow ``sequence`` to ``num_tokens``, preempting others if need be; False if it was preempted itself."""
+        while not self.blocks.grow(sequence, num_tokens):
+            victim = max(self.running, key=_expendable)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.blocks.release(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.status = SequenceStatus.PREEMPTED
+        self.num_preemptions += 1
+        self.add(sequence)
+
+
+def _order(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.order
+
+
+def _needs_more_than_one(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed_tokens > 1
+
+
+def _expendable(sequence: Sequence) -> tuple[bool, int]:
+    return sequence.source.objective is ObjectiveKind.THROUGHPUT, sequence.arrival

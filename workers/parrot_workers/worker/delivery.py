@@ -1,0 +1,143 @@
+"""What a run produced, on its way to Redis: pieces of streams, values, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from parrot_mq.errors import (
+    BadType,
+    EngineFailed,
+    ErrorRecord,
+    Fenced,
+    InvalidRequest,
+    Overloaded,
+    StepError,
+    StoreError,
+    TransformFailed,
+    ValueTooLarge,
+)
+from parrot_mq.settings import StoreSettings, WorkerSettings
+from parrot_mq.store import encode_value
+from parrot_mq.store.records import Usage, Value
+from parrot_workers.engine.port import FinishReason, SequenceOutput
+from parrot_workers.worker.run import Run
+from parrot_workers.worker.stepper import monotonic_s
+from parrot_workers.worker.transform import apply_transform
+
+log = logging.getLogger(__name__)
+
+MAX_CONCURRENT = 32
+"""Writes under way at once; each takes a connection of the pool."""
+GIVE_UP_S = 300.0
+"""How long a result outlasts a Redis that is away or full, before it is dropped and the request runs again."""
+
+
+class Delivery:
+    """Writes outcomes, each as soon as it is there and many at once.
+
+    ``engine_id`` is named in errors. ``fenced`` is called for a run that turned out to belong to somebody else; nothing
+    more of it is written.
+    """
+
+    def __init__(
+        self,
+        store: StoreSettings,
+        worker: WorkerSettings,
+        engine_id: Callable[[], str],
+        fenced: Callable[[Run, str], None],
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._engine_id = engine_id
+        self._fenced = fenced
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self.identity = ""
+        """``model@tokenizer_digest``; empty if generated ids mean nothing to anybody else."""
+
+    async def stream(self, run: Run) -> None:
+        """Write pieces of ``run`` as they come, joined for ``emit_interval_ms``, until it leaves the engine."""
+        while run.in_engine and not run.dropped:
+            await run.news.wait()
+            await self.flush(run)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._worker.emit_interval_ms / 1000):
+                    await run.left.wait()
+
+    async def flush(self, run: Run) -> None:
+        """Write what has not been streamed yet. The lock keeps the pieces in order."""
+        async with run.emitting:
+            if run.dropped or (piece := run.take_piece()) is None:
+                return
+            request, fence = run.pair
+            await self._persist(run, lambda: run.store.emit(request, fence, piece.offset, piece.token_ids, piece.text))
+
+    async def finish(self, run: Run, output: SequenceOutput) -> None:
+        """Write the outcome of ``run``: its value, or the error that it ended with."""
+        if run.streamed:
+            await self.flush(run)
+        try:
+            value, raw = self._values(run, output)
+        except StepError as error:
+            await self.fail(run, error, retry=isinstance(error, EngineFailed))
+            return
+        now = monotonic_s()
+        usage = Usage(
+            num_prompt_tokens=output.num_prompt_tokens,
+            num_cached_tokens=output.num_cached_tokens,
+            num_output_tokens=output.num_output_tokens,
+            queue_ms=round((run.started_s - run.received_s) * 1000, 3),
+            run_ms=round((now - run.started_s) * 1000, 3),
+            finish=output.finish.value if output.finish else "",
+        )
+        request, fence = run.pair
+        await self._persist(run, lambda: run.store.complete(request, fence, run.spec.output, value, usage, raw))
+
+    async def fail(self, run: Run, error: StepError, *, retry: bool) -> None:
+        """Write a failed attempt."""
+        request, fence = run.pair
+        record = ErrorRecord(type(error).__name__, str(error), request, self._engine_id(), run.claim.attempt)
+        log.info("request %s failed (%s): %s", request, "will be retried" if retry else "for good", error)
+        await self._persist(run, lambda: run.store.fail(request, fence, record, retry=retry))
+
+    def _values(self, run: Run, output: SequenceOutput) -> tuple[Value, Value | None]:
+        """Return the value to store and, where there is a transform, the raw text. Raises a ``StepError``."""
+        if output.finish is FinishReason.INVALID:
+            raise InvalidRequest(output.error or f"the engine cannot run request {run.spec.id}")
+        if output.finish is FinishReason.ABORTED:
+            raise EngineFailed(output.error or f"the engine ended request {run.spec.id} unasked")
+        text, fence = output.full_text, run.claim.fence
+        try:
+            if run.spec.transform is None:
+                ids = output.full_token_ids if self.identity else ()
+                return encode_value(text, self._store, fence, ids, self.identity if ids else ""), None
+            value = encode_value(apply_transform(run.spec.transform, text), self._store, fence)
+            return value, encode_value(text, self._store, fence)
+        except TransformFailed as error:
+            where = f"output {run.spec.output_name!r} of {run.spec.function_name}"
+            raise TransformFailed(f"{where}: {error}") from None
+        except (ValueTooLarge, BadType) as error:
+            where = f"output {run.spec.output_name!r} of {run.spec.function_name}"
+            raise InvalidRequest(f"{where} cannot be stored: {error}") from None
+
+    async def _persist(self, run: Run, write: Callable[[], Awaitable[None]]) -> None:
+        """Write once Redis takes it; a run that is not ours any more is dropped."""
+        deadline_s = monotonic_s() + GIVE_UP_S
+        while not run.dropped:
+            try:
+                async with self._slots:
+                    await write()
+                return
+            except Fenced as error:
+                self._fenced(run, str(error))
+                return
+            except StoreError as error:
+                wait_s = error.retry_after_s if isinstance(error, Overloaded) else 1.0
+                if monotonic_s() + wait_s > deadline_s:
+                    log.error("the outcome of request %s is dropped, it will run again: %s", run.claim.request, error)
+                    self._fenced(run, "Redis did not take its outcome in time")
+                    return
+                log.warning("request %s cannot be written yet: %s", run.claim.request, error)
+                await asyncio.sleep(wait_s)

@@ -1,0 +1,51 @@
+"""From options to an engine. Torch is imported only for the kind that needs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+from parrot_mq.errors import ConfigError
+from parrot_workers.engine.port import Engine
+from parrot_workers.sim import InstantClock, RealClock, SimEngine
+from parrot_workers.worker.options import Options
+
+
+def engine_factory(options: Options) -> Callable[[], Engine]:
+    """Return a function that builds the engine (slowly: it loads weights), to be called in the thread that owns it.
+
+    Raises ``ConfigError`` if something that the kind needs is not installed; the returned function raises it for a
+    model that cannot be loaded.
+    """
+    if options.kind == "sim":
+        return lambda: _sim(options)
+    missing = [module for module in ("torch", "transformers") if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"--kind torch needs {' and '.join(missing)}: pip install 'parrot-mq[worker]'")
+    return lambda: _torch(options)
+
+
+def _sim(options: Options) -> Engine:
+    sizes = {"max_num_seqs": options.max_num_seqs, "max_model_len": options.max_model_len}
+    return SimEngine(
+        options.name,
+        cost=options.cost,
+        clock=InstantClock() if options.instant else RealClock(),
+        mean_output_tokens=options.mean_output_tokens,
+        **{name: size for name, size in sizes.items() if size is not None},
+    )
+
+
+def _torch(options: Options) -> Engine:
+    from parrot_workers.engine.torch_engine import TorchEngine
+
+    given = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "max_num_seqs": options.max_num_seqs,
+        "max_model_len": options.max_model_len,
+        "kv_memory_gib": options.kv_memory_gib,
+        "num_threads": options.num_threads,
+    }
+    engine: Engine = TorchEngine(options.model, **{name: value for name, value in given.items() if value is not None})
+    return engine

@@ -1,0 +1,168 @@
+"""What happens to a request between its claim and its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from parrot_mq.errors import EngineFailed, InvalidRequest, StepError, StoreError
+from parrot_mq.settings import StoreSettings, WorkerSettings
+from parrot_mq.store.engine import EngineStore
+from parrot_mq.store.records import Assignment, Control
+from parrot_workers.engine.port import SequenceOutput
+from parrot_workers.worker.claimer import Claimer
+from parrot_workers.worker.delivery import Delivery
+from parrot_workers.worker.plan import control_objective
+from parrot_workers.worker.run import Leases, Run
+from parrot_workers.worker.stepper import StepThread
+from parrot_workers.worker.table import RunTable
+from parrot_workers.worker.vitals import Vitals
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """The runs of one engine and all that may happen to them. Its tasks belong to ``group``."""
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        store: StoreSettings,
+        worker: WorkerSettings,
+        leases: Leases,
+        stepper: StepThread,
+        vitals: Vitals,
+    ) -> None:
+        self._group = group
+        self._stepper = stepper
+        self._vitals = vitals
+        self.table = RunTable(leases)
+        self.delivery = Delivery(store, worker, lambda: vitals.engine_id, self.drop)
+        self.claimer = Claimer(
+            worker,
+            self.table,
+            stepper,
+            lambda: vitals.engine_id,
+            lambda: self.delivery.identity,
+            self._begin,
+            self._reject,
+        )
+
+    def receive(self, store: EngineStore, assignments: Sequence[Assignment], controls: Sequence[Control]) -> None:
+        """Take what arrived in one partition."""
+        self.claimer.take(store, assignments)
+        for control in controls:
+            if not self.claimer.note_early(control):
+                self._obey(control)
+
+    def advance(self, output: SequenceOutput) -> None:
+        """Take what a step did for a sequence. Those that were dropped meanwhile are unknown here."""
+        run = self.table.get(output.id)
+        if run is None or run.dropped or not run.in_engine:
+            return
+        if not run.token_ids:
+            self._vitals.note_prefix(run.plan.prefix)
+        run.add(output)
+        if output.finish is not None:
+            self.table.leave_engine(run)
+            self.claimer.wake()
+            self._group.create_task(self._finish(run, output))
+
+    def drop(self, run: Run, reason: str) -> None:
+        """Stop acting on a run that is not ours (any more): nothing of it is written from now on."""
+        if not run.dropped:
+            log.info("request %s is dropped: %s", run.claim.request, reason)
+            run.dropped = True
+            if run.in_engine:
+                self._stepper.abort(run.id)
+            self._forget(run)
+
+    def lose(self, pairs: Sequence[tuple[str, str]], reason: str) -> None:
+        """Drop the runs of (request, fence) pairs whose lease is lost."""
+        for request, fence in pairs:
+            run = self.table.of_request(request)
+            if run is not None and run.claim.fence == fence and run.in_engine:
+                self.drop(run, reason)
+
+    def drop_all(self, reason: str) -> None:
+        """Drop every run, and forget what waits."""
+        for run in self.table:
+            self.drop(run, reason)
+        self.claimer.backlog.clear()
+
+    def fail_all(self, error: EngineFailed) -> None:
+        """The engine is no more: have all that it ran tried elsewhere, and claim nothing more."""
+        self.claimer.shut()
+        for run in self.table:
+            if run.in_engine:
+                self._group.create_task(self._fail(run, error, retry=True))
+
+    async def give_back_running(self, reason: str) -> None:
+        """Take what still runs out of the engine and give it back, as if it had never been dispatched."""
+        left = [run for run in self.table if run.in_engine]
+        for run in left:
+            self.drop(run, reason)
+        await self.claimer.release([(run.store, run.pair) for run in left])
+
+    def _obey(self, control: Control) -> None:
+        run = self.table.of_request(control.request)
+        if run is None or control.fence not in ("", run.claim.fence):
+            return
+        if control.kind == "cancel":
+            self.drop(run, "it was cancelled")
+        elif control.kind == "stream":
+            self._stream(run)
+        elif control.kind == "objective":
+            self._stepper.set_objective(run.id, control_objective(control.text))
+        elif control.kind != "drain":
+            log.warning("control message of unknown kind %r ignored", control.kind)
+
+    def _begin(self, run: Run) -> None:
+        """A request has been claimed."""
+        stale = self.table.of_request(run.claim.request)
+        if stale is not None:
+            self.drop(stale, "another attempt of it came to the same engine")
+        self.table.add(run)
+        if run.claim.streamed:
+            self._stream(run)
+        for control in self.claimer.early(run.id):
+            self._obey(control)
+        if run.dropped:
+            return
+        try:
+            if not self.claimer.submit_at_once(run):
+                self._group.create_task(self._submit(run))
+        except InvalidRequest as error:
+            self._group.create_task(self._fail(run, error, retry=False))
+
+    def _reject(self, run: Run, error: InvalidRequest) -> None:
+        """A request has been claimed that cannot even be read."""
+        self.table.add(run)
+        self._group.create_task(self._fail(run, error, retry=False))
+
+    async def _submit(self, run: Run) -> None:
+        try:
+            await self.claimer.submit(run)
+        except InvalidRequest as error:
+            await self._fail(run, error, retry=False)
+        except StoreError as error:
+            await self._fail(run, EngineFailed(f"the inputs of {run.spec.id} could not be read: {error}"), retry=True)
+
+    def _stream(self, run: Run) -> None:
+        if not run.streamed:
+            run.streamed = True
+            self._group.create_task(self.delivery.stream(run))
+
+    async def _finish(self, run: Run, output: SequenceOutput) -> None:
+        await self.delivery.finish(run, output)
+        self._forget(run)
+
+    async def _fail(self, run: Run, error: StepError, *, retry: bool) -> None:
+        self.table.leave_engine(run)
+        await self.delivery.fail(run, error, retry=retry)
+        self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        self.table.remove(run)
+        self.claimer.wake()

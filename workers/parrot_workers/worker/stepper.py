@@ -1,0 +1,150 @@
+"""The thread that owns the engine: it alone makes, steps and closes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from parrot_mq.messages import ObjectiveKind
+from parrot_workers.engine.port import Engine, EngineSpec, EngineStats, SequenceInput, SequenceOutput
+
+MAX_UNREAD_EVENTS = 64
+"""Steps whose outputs the event loop has not taken yet; at this many the engine waits for it."""
+POLL_S = 1.0
+"""How often a waiting thread looks whether it should end."""
+
+
+@runtime_checkable
+class Reprioritises(Protocol):
+    """What an engine may offer beyond its port: another objective for a sequence it has."""
+
+    def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
+        """Change the objective of a sequence; unknown ids are ignored."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """The engine is ready for sequences."""
+
+    spec: EngineSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one step changed."""
+
+    outputs: list[SequenceOutput]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine could not be made, or raised out of ``step``: it runs nothing any more."""
+
+    error: Exception
+
+
+Event = Loaded | Stepped | Failed
+Command = Callable[[Engine], None]
+
+
+class StepThread:
+    """Runs an engine in a thread of its own.
+
+    ``make`` builds it there (loading weights may take minutes). ``deliver`` is called in this thread with each event
+    and must hand it on without waiting; whoever handles the event calls ``taken``, and an engine that is
+    ``MAX_UNREAD_EVENTS`` ahead waits. Commands need no bound of their own: there are at most one ``add`` and one
+    ``abort`` for each claim, and claims are bounded by the engine's capacity.
+    """
+
+    def __init__(self, make: Callable[[], Engine], deliver: Callable[[Event], None]) -> None:
+        self._make = make
+        self._deliver = deliver
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._unread = threading.Semaphore(MAX_UNREAD_EVENTS)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="engine-step", daemon=True)
+        self.stats: EngineStats | None = None
+        """The newest snapshot, None before the first step; read from any thread."""
+
+    def start(self) -> None:
+        """Begin to build the engine."""
+        self._thread.start()
+
+    def add(self, sequence: SequenceInput) -> None:
+        """Queue a sequence in the engine, before its next step."""
+        self._commands.put(lambda engine: engine.add(sequence))
+
+    def abort(self, sequence_id: str) -> None:
+        """End a sequence before the engine's next step."""
+        self._commands.put(lambda engine: engine.abort(sequence_id))
+
+    def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
+        """Pass another objective on, if the engine can use it."""
+
+        def run(engine: Engine) -> None:
+            if isinstance(engine, Reprioritises):
+                engine.set_objective(sequence_id, objective)
+
+        self._commands.put(run)
+
+    def taken(self) -> None:
+        """Say that an event has been handled."""
+        self._unread.release()
+
+    def close(self, timeout_s: float) -> bool:
+        """End the thread after its current step and close the engine; False if that takes longer than ``timeout_s``."""
+        self._closing.set()
+        self._commands.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            engine = self._make()
+        except Exception as error:  # noqa: BLE001 - the thread's outermost frame: whatever it is, the process must hear of it
+            self._post(Failed(error))
+            return
+        try:
+            with contextlib.closing(engine):
+                self._post(Loaded(engine.spec))
+                while self._obey(engine):
+                    outputs = engine.step()
+                    self.stats = engine.stats()
+                    if outputs:
+                        self._post(Stepped(outputs))
+        except Exception as error:  # noqa: BLE001 - likewise: the requests must be given back
+            self._post(Failed(error))
+
+    def _obey(self, engine: Engine) -> bool:
+        """Apply all commands, waiting for one while there is nothing to do; False: end."""
+        while not self._closing.is_set():
+            try:
+                if engine.has_work():
+                    command = self._commands.get_nowait()
+                else:
+                    self.stats = engine.stats()
+                    command = self._commands.get(timeout=POLL_S)
+            except queue.Empty:
+                if engine.has_work():
+                    return True
+                continue
+            if command is not None:
+                command(engine)
+        return False
+
+    def _post(self, event: Event) -> None:
+        while not self._unread.acquire(timeout=POLL_S):
+            if self._closing.is_set():
+                return
+        self._deliver(event)
+
+
+def monotonic_s() -> float:
+    """Return the time in seconds that queue and run times are measured in."""
+    return time.monotonic()
