@@ -1,6 +1,7 @@
 """Every Redis key and channel, made here and nowhere else.
 
 A partition's keys share the hash tag ``{p<N>}`` and so one cluster slot. Ids carry their partition: ``0-v-k3f...``.
+What is global lives with partition 0, so that on a cluster it has a home that is known.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import dataclasses
 
 from parrot_mq.errors import BadType
 
-LEADER = "pmq:leader"
+LEADER = "pmq:{p0}:leader"
 """String with a time to live: the scheduler that leads, as ``<id>``."""
-ENGINES = "pmq:engines"
+ENGINES = "pmq:{p0}:engines"
 """Sorted set: engine ids by when they were last seen (epoch milliseconds)."""
 GROUP = "engine"
 """The consumer group on every engine stream, made at id 0."""

@@ -120,9 +120,11 @@ class Child:
                 reader.cancel()
                 return status
         finally:
-            if process.returncode is None:
-                await self._end(process)
-            self._process = None
+            try:
+                if process.returncode is None:
+                    await self._end(process)
+            finally:
+                self._process = None
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """Ask the process to drain and end (SIGTERM), read its last words; force it after ``STOP_TIMEOUT_S``."""

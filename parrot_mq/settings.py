@@ -68,7 +68,7 @@ class StoreSettings(_FromEnv):
     token_stream_ttl_s: float = 300.0
     staged_value_ttl_s: float = 300.0
     events_max_len: int = 20_000
-    fanout_units: int = 256
+    fanout_units: int = 128
     """Most propagation units (waiters served) in one script call; the rest goes through ``..work``."""
     want_grace_s: float = 5.0
     """How long an id that nobody has made yet is waited for."""
@@ -81,7 +81,7 @@ class ClientSettings(_FromEnv):
     get_timeout_s: float = 300.0
     recheck_s: float = 2.0
     """Waiters re-read the state this often, whatever pub/sub says."""
-    submit_chunk: int = 256
+    submit_chunk: int = 64
     submit_timeout_s: float = 30.0
 
 

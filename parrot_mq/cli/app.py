@@ -5,8 +5,8 @@ from __future__ import annotations
 import traceback
 from typing import Annotated
 
-import click
 import typer
+from rich.markup import escape
 
 from parrot_mq.cli import demo, doctor, services, show, up
 from parrot_mq.cli.console import err
@@ -44,28 +44,21 @@ def run(arguments: list[str]) -> int:
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"]
     try:
-        status = app(arguments, prog_name="parrot-mq", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        app(arguments, prog_name="parrot-mq")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
         return INTERRUPTED
     except ParrotError as error:
         return _failed(str(error), verbose)
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is, the user gets a line, not a dump
         return _failed(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", verbose)
-    return status if isinstance(status, int) else 0
+    return 0
 
 
 def _failed(message: str, verbose: bool) -> int:
     console = err()
     if verbose:
         console.print(traceback.format_exc(), markup=False)
-    console.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     return 1
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

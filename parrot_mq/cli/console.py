@@ -18,9 +18,12 @@ RedisUrl = Annotated[
 ]
 
 
+_PIPE_COLUMNS = 240
+
+
 def out() -> Console:
-    """Return a console on standard output (made anew, so that a redirected one is seen)."""
-    return Console(file=sys.stdout, highlight=False)
+    """Return a console on standard output (made anew, so that a redirected one is seen). A pipe folds no tables."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 def err() -> Console:

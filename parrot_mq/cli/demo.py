@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from parrot_mq.process import Restarts
 from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, run_stack
 from parrot_mq.store import connect
 from parrot_mq.store.reader import engines as read_engines
-from parrot_mq.store.server import RedisServer, known_url
+from parrot_mq.store.resolve import resolve_redis
+from parrot_mq.store.server import known_url
 
 RESTARTS = Restarts(limit=2)
 """A demo that cannot start says so instead of trying for ever."""
@@ -51,6 +53,9 @@ def demo(
 async def _demo(
     redis_url: str | None, document: Document, model: str, kind: str, seed: int, console: Console
 ) -> Result:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # stop what was started, as Ctrl-C does
     async with _redis(redis_url) as url, _service(url, model, kind, console) as name:
         with LiveProgress(console) as progress:
             return await run_demo(url, document, model=name, seed=seed, audience=progress)
@@ -59,12 +64,9 @@ async def _demo(
 @contextlib.asynccontextmanager
 async def _redis(url: str | None) -> AsyncIterator[str]:
     """A Redis: the one that is known, else a private one that leaves nothing behind."""
-    if known := known_url(url):
-        yield known
-        return
     with tempfile.TemporaryDirectory(prefix="parrot-mq-demo-") as folder:
-        async with RedisServer(folder) as server:
-            yield server.url
+        async with resolve_redis(known_url(url), folder) as address:
+            yield address
 
 
 @contextlib.asynccontextmanager

@@ -52,10 +52,11 @@ def doctor(
     redis_url: RedisUrl = None,
     scheduler: Annotated[bool, typer.Option("--scheduler", help="Only: does a scheduler lead?")] = False,
     engine: Annotated[bool, typer.Option("--engine", help="Only: is an engine of this host ready?")] = False,
-) -> int:
+) -> None:
     """Say what is missing here and how to get it. With an option: a health check that answers by its exit status."""
     if scheduler or engine:
-        return asyncio.run(_health(existing_redis(redis_url), scheduler, engine))
+        asyncio.run(_health(existing_redis(redis_url), scheduler, engine))
+        return
     findings = [*python_findings(), *tool_findings(), *asyncio.run(redis_findings(redis_url))]
     table = Table(title="parrot-mq doctor", title_justify="left")
     table.add_column()
@@ -66,7 +67,8 @@ def doctor(
         mark = "[green]ok[/]" if not finding.remedy else "[bold red]missing[/]" if finding.needed else "[yellow]-[/]"
         table.add_row(mark, finding.subject, escape(finding.found), escape(finding.remedy))
     out().print(table)
-    return 1 if any(finding.needed and finding.remedy for finding in findings) else 0
+    if any(finding.needed and finding.remedy for finding in findings):
+        raise typer.Exit(1)
 
 
 def python_findings() -> list[Finding]:
@@ -146,7 +148,7 @@ async def _service_findings(store: Store) -> list[Finding]:
     ]
 
 
-async def _health(url: str, scheduler: bool, engine: bool) -> int:
+async def _health(url: str, scheduler: bool, engine: bool) -> None:
     async with await connect(url) as store:
         if scheduler and not await store.client.exists(LEADER):
             raise ConfigError(f"no scheduler leads on {url}")
@@ -156,4 +158,3 @@ async def _health(url: str, scheduler: bool, engine: bool) -> int:
             for record in (await read_engines(store)).values()
         ):
             raise ConfigError(f"no engine of host {host} is ready on {url}")
-    return 0

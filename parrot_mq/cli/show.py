@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import graphlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 import orjson
@@ -175,7 +176,15 @@ async def _requests_of(reader: Reader, session_id: str) -> list[RequestRecord]:
     for start in range(0, len(ids), _VALUES_AT_ONCE):
         records = await reader.requests(ids[start : start + _VALUES_AT_ONCE])
         found += [record for record in records if record is not None]
-    return sorted(found, key=lambda record: (record.created_ms, record.id))
+    return in_order(found)
+
+
+def in_order(requests: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Return requests as they were submitted; those of one submit (one millisecond) as they depend on each other."""
+    producers = {record.output: record.id for record in requests}
+    graph = {record.id: [producers[i] for i in record.inputs if i in producers] for record in requests}
+    depth = {request: place for place, request in enumerate(graphlib.TopologicalSorter(graph).static_order())}
+    return sorted(requests, key=lambda record: (record.created_ms, depth[record.id]))
 
 
 def _requests_table(title: str, requests: list[RequestRecord]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from typing import Annotated, Self
 
@@ -12,7 +13,8 @@ from rich.markup import escape
 from parrot_mq.cli.console import RedisUrl, err, require
 from parrot_mq.process import ChildState
 from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, Stack, run_stack
-from parrot_mq.store.server import known_url, resolve_redis
+from parrot_mq.store.resolve import resolve_redis
+from parrot_mq.store.server import URL_VARIABLE
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
@@ -83,14 +85,13 @@ class Interrupts:
 
 async def _up(redis_url: str | None, engines: list[EngineChoice], ready_timeout_s: float) -> None:
     terminal = Terminal()
-    private = known_url(redis_url) is None
     with Interrupts() as interrupts:
-        async with resolve_redis(redis_url) as url:
-            origin = "started for this folder, data in .parrot_mq/redis" if private else "found"
-            terminal.line("redis", f"{url} {origin}")
-            async with run_stack(url, engines, on_line=terminal.line, on_state=terminal.state) as stack:
-                interrupts.stack = stack
-                await _serve(stack, interrupts.stop, terminal, ready_timeout_s)
+        async with (
+            resolve_redis(redis_url, on_event=functools.partial(terminal.line, "redis")) as url,
+            run_stack(url, engines, on_line=terminal.line, on_state=terminal.state) as stack,
+        ):
+            interrupts.stack = stack
+            await _serve(stack, interrupts.stop, terminal, ready_timeout_s)
     terminal.line("up", "everything has stopped", "dim")
 
 
@@ -102,7 +103,8 @@ async def _serve(stack: Stack, stop: asyncio.Event, terminal: Terminal, ready_ti
         await asyncio.wait([getting_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await getting_ready
-            terminal.line("up", f'all ready: P.connect("{stack.url}"); Ctrl-C stops', "bold")
+            terminal.line("up", "all ready (Ctrl-C stops); for programs in other terminals:", "bold")
+            terminal.line("up", f"export {URL_VARIABLE}={stack.url}", "bold")
             await stopping
         getting_ready.cancel()
         terminal.line("up", "stopping: engines finish what they run (Ctrl-C again: at once)", "dim")

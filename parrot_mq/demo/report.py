@@ -74,6 +74,7 @@ class LiveProgress:
 
     def end(self, timed: Timed) -> None:
         """Leave one line about the application."""
+        self._progress.refresh()
         self._progress.console.print(f"  done in [bold]{timed.elapsed_s:.1f} s[/]")
 
 
@@ -81,7 +82,7 @@ def print_result(console: Console, document: Document, result: Result) -> None:
     """Print the notes of each application, whether they are right, and the times beside the client's."""
     console.print(f"\n{escape(document.title)}: {len(document.chunks)} chunks, {result.num_tokens:,} tokens")
     for name, timed in result.service.items():
-        console.print(Panel(escape(timed.notes), title=f"notes by {TITLES[name]}", subtitle=_verdict(result, timed)))
+        console.print(Panel.fit(escape(timed.notes), title=f"notes by {TITLES[name]}", subtitle=_verdict(result, timed)))
     console.print(times_table(result))
     console.print(
         "The client-driven way: the same prompts on the same engine, one request a call, each over a network round trip"

@@ -6,6 +6,7 @@ the store.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
@@ -46,7 +47,7 @@ class Core:
         self.models = Models(settings.model_grace_s)
         self.doomed: list[RequestNode] = []
         """Requests of models known to be unknown, for the shell to reject."""
-        self.upgraded: list[RequestNode] = []
+        self.upgraded: deque[RequestNode] = deque()
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
         self._step_ms = NOMINAL_STEP_MS
 

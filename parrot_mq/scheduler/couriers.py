@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.signals import Bell
 from parrot_mq.store import EngineStore
 from parrot_mq.store.scheduler import SchedulerStore
@@ -19,18 +18,15 @@ SLICE = 500
 class TemplateCourier:
     """Fetches the templates that requests missed, and digests those requests' prompts if they still wait."""
 
-    def __init__(
-        self, core: Core, stores: Sequence[SchedulerStore], dispatcher: Dispatcher, stopping: asyncio.Event
-    ) -> None:
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
         self._core = core
         self._stores = stores
-        self._dispatcher = dispatcher
-        self._stopping = stopping
+        self._over = over
         self.bell = Bell()
 
     async def run(self) -> None:
-        """Fetch what is missing until we are to stop."""
-        while not self._stopping.is_set():
+        """Fetch what is missing until the term is over."""
+        while not self._over.is_set():
             for key in self._core.templates.missing():
                 partition, tenant, digest = key
                 record = await EngineStore(self._stores[partition].partition).function(tenant, digest)
@@ -44,17 +40,17 @@ class TemplateCourier:
 class ObjectiveCourier:
     """Tells engines when a request that they hold was given another objective."""
 
-    def __init__(self, core: Core, stores: Sequence[SchedulerStore], stopping: asyncio.Event) -> None:
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
         self._core = core
         self._stores = stores
-        self._stopping = stopping
+        self._over = over
         self.bell = Bell()
 
     async def run(self) -> None:
-        """Deliver until we are to stop."""
-        while not self._stopping.is_set():
-            nodes, self._core.upgraded = self._core.upgraded, []
-            for node in nodes:
+        """Deliver until the term is over."""
+        while not self._over.is_set():
+            while self._core.upgraded and not self._over.is_set():
+                node = self._core.upgraded.popleft()
                 if node.engine and node.objective is not None:
                     store = self._stores[node.partition]
                     await store.control(node.engine, "objective", node.id, node.fence, node.objective.to_json())

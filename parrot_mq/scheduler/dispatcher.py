@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """Decides and dispatches until nothing more can start. Called by whoever has changed the core."""
 
-    def __init__(self, core: Core, stores: Sequence[SchedulerStore], ids: IdSource, stopping: asyncio.Event) -> None:
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], ids: IdSource, over: asyncio.Event) -> None:
         self._core = core
         self._stores = stores
         self._ids = ids
-        self._stopping = stopping
+        self._over = over
         self._paused_until_s = 0.0
         self.num_dispatched = 0
 
@@ -38,7 +38,7 @@ class Dispatcher:
         """Start what can start now. Raises ``Fenced`` once a newer leader exists."""
         loop = asyncio.get_running_loop()
         more = True
-        while more and not self._stopping.is_set() and loop.time() >= self._paused_until_s:
+        while more and not self._over.is_set() and loop.time() >= self._paused_until_s:
             plan = self._core.decide(loop.time() * 1000)
             more = plan.more and bool(plan.placements)
             by_partition: defaultdict[int, list[Placement]] = defaultdict(list)

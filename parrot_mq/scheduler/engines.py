@@ -26,20 +26,20 @@ class EngineWatch:
         core: Core,
         stores: Sequence[SchedulerStore],
         dispatcher: Dispatcher,
-        stopping: asyncio.Event,
+        over: asyncio.Event,
         poll_s: float,
     ) -> None:
         self._store = store
         self._core = core
         self._stores = stores
         self._dispatcher = dispatcher
-        self._stopping = stopping
+        self._over = over
         self._poll_s = poll_s
         self.bell = Bell()
 
     async def run(self) -> None:
-        """Poll until we are to stop."""
-        while not self._stopping.is_set():
+        """Poll until the term is over."""
+        while not self._over.is_set():
             await self.bell.wait(self._poll_s)
             await self.poll()
             await self._dispatcher.dispatch()
@@ -63,13 +63,13 @@ class EngineWatch:
         for number, store in enumerate(self._stores):
             running = [i for i in load.outstanding if self._is_at(i, number, load.id)]
             more = True
-            while more and not self._stopping.is_set():
+            while more and not self._over.is_set():
                 dead, more = await store.reap_engine(load.id, running[:MAX_RUNNING])
                 del running[:MAX_RUNNING]
                 if not dead:
                     return  # it has a heartbeat after all: the next poll reads it
                 more = more or bool(running)
-        if self._stopping.is_set():
+        if self._over.is_set():
             return
         await forget_engine(self._store, load.id)
         self._core.forget_engine(load.id)

@@ -30,9 +30,9 @@ class Imports:
     A variable that its home partition does not know yet is asked for again until ``want_grace_s`` has passed.
     """
 
-    def __init__(self, store: Store, stopping: asyncio.Event, now_s: Callable[[], float], interval_s: float) -> None:
+    def __init__(self, store: Store, over: asyncio.Event, now_s: Callable[[], float], interval_s: float) -> None:
         self._store = store
-        self._stopping = stopping
+        self._over = over
         self._now_s = now_s
         self._interval_s = interval_s
         self._pending: dict[_Import, float] = {}
@@ -44,13 +44,13 @@ class Imports:
         self.bell.ring()
 
     async def run(self) -> None:
-        """Register and relay until we are to stop."""
-        while not self._stopping.is_set():
+        """Register and relay until the term is over."""
+        while not self._over.is_set():
             for wanted, since_s in list(self._pending.items()):
                 if await self._register(wanted, since_s):
                     del self._pending[wanted]
             for partition in self._store.partitions:
-                while not self._stopping.is_set() and await relay_outbox(self._store, partition):
+                while not self._over.is_set() and await relay_outbox(self._store, partition):
                     pass
             await self.bell.wait(RETRY_S if self._pending else self._interval_s)
 

@@ -14,8 +14,10 @@ from parrot_mq.scheduler.recovery import Recovered, recover
 from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore
 
 BLOCK_MS = 250
-"""A blocking read ends after this long, to see whether we are to stop."""
+"""A blocking read ends after this long, to see whether the term is over."""
 MAX_ENTRIES = 1000
+SLICE_S = 0.02
+"""Folding goes on for about this long before what is ready by then is dispatched."""
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +50,24 @@ class Intake:
         store: SchedulerStore,
         dispatcher: Dispatcher,
         errands: Errands,
-        stopping: asyncio.Event,
+        over: asyncio.Event,
         now_s: Callable[[], float],
     ) -> None:
         self._core = core
         self._store = store
         self._dispatcher = dispatcher
         self._errands = errands
-        self._stopping = stopping
+        self._over = over
         self._now_s = now_s
         self.applied = ""
         self.num_entries = 0
 
     async def run(self) -> None:
-        """Take over, then read until we are to stop."""
+        """Take over, then read until the term is over."""
         number = self._store.partition.keys.partition
         after = await self._store.last_intake_id()
         started_s = self._now_s()
-        found = await recover(self._core, self._store.partition, self._now_s, self._dispatcher.dispatch)
+        found = await recover(self._core, self._store.partition, self._now_s, self._dispatcher.dispatch, self._over)
         log.info(
             "partition %d: took over %d requests in %.3f s, intake from %s",
             number, found.num_requests, self._now_s() - started_s, after,
@@ -73,7 +75,7 @@ class Intake:
         self._errands.recovered(number, found)
         self.applied = after
         self._ring()
-        while not self._stopping.is_set():
+        while not self._over.is_set():
             await self._turn()
 
     async def _turn(self) -> None:
@@ -87,6 +89,9 @@ class Intake:
         now_s = self._now_s()
         for entry in entries:
             self._apply(entry, now_s)
+            if self._now_s() - now_s > SLICE_S:  # large submits: what they bring must not hold everybody else up
+                await self._dispatcher.dispatch()
+                now_s = self._now_s()
         if entries:
             self.applied = entries[-1].id
             self.num_entries += len(entries)

@@ -36,14 +36,14 @@ class Leadership:
             await wait_for(self._stopping, min(STANDBY_POLL_S, self._ttl_s / 3))
         return False
 
-    async def keep(self) -> None:
-        """Renew the key every third of its time until we are to stop.
+    async def keep(self, over: asyncio.Event) -> None:
+        """Renew the key every third of its time until the term is over.
 
         Raises ``TermEnded`` once another scheduler has it, or if Redis was restarted: it may have lost its last
         second, so that what we know must be read anew.
         """
         before = [await _run_id(partition) for partition in self._store.partitions]
-        while not await wait_for(self._stopping, self._ttl_s / 3):
+        while not await wait_for(over, self._ttl_s / 3):
             if not await take_leadership(self._store, self._id, self._ttl_s):
                 raise TermEnded("another scheduler leads")
             now = [await _run_id(partition) for partition in self._store.partitions]

@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 class FanOut:
     """Goes on with large fan-outs of one partition, a bounded number of units at a time, between which others run."""
 
-    def __init__(self, store: SchedulerStore, stopping: asyncio.Event, interval_s: float) -> None:
+    def __init__(self, store: SchedulerStore, over: asyncio.Event, interval_s: float) -> None:
         self._store = store
-        self._stopping = stopping
+        self._over = over
         self._interval_s = interval_s
         self.bell = Bell()
 
     async def run(self) -> None:
-        """Propagate at each hint, and periodically in case one was missed, until we are to stop."""
-        while not self._stopping.is_set():
-            while await self._store.propagate() and not self._stopping.is_set():
+        """Propagate at each hint, and periodically in case one was missed, until the term is over."""
+        while not self._over.is_set():
+            while await self._store.propagate() and not self._over.is_set():
                 pass
             await self.bell.wait(self._interval_s)
 
@@ -45,29 +45,29 @@ class Reaper:
         core: Core,
         stores: Sequence[SchedulerStore],
         intakes: Sequence[Intake],
-        stopping: asyncio.Event,
+        over: asyncio.Event,
         now_s: Callable[[], float],
         interval_s: float,
     ) -> None:
         self._core = core
         self._stores = stores
         self._intakes = intakes
-        self._stopping = stopping
+        self._over = over
         self._now_s = now_s
         self._interval_s = interval_s
         self._round = 0
         self.bell = Bell()
 
     async def run(self) -> None:
-        """Reap until we are to stop."""
-        while not self._stopping.is_set():
+        """Reap until the term is over."""
+        while not self._over.is_set():
             await self.reap()
             await self.bell.wait(self._interval_s)
 
     async def reap(self) -> None:
         """One round."""
         for store in self._stores:
-            while await store.reap() and not self._stopping.is_set():
+            while await store.reap() and not self._over.is_set():
                 pass
         await self._reject_doomed()
         for store, intake in zip(self._stores, self._intakes, strict=True):
@@ -82,7 +82,7 @@ class Reaper:
         doomed = {node.id: node for node in (*self._core.doomed, *self._core.models.doomed(self._now_s()))}
         self._core.doomed.clear()
         for node in doomed.values():
-            if self._stopping.is_set():
+            if self._over.is_set():
                 return
             await self._stores[node.partition].reject(node.id, _unknown_model(node, self._core.models.known))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from parrot_mq.store.partition import Partition
 
 PIPELINE = 1000
 """Hashes read in one round trip."""
+EARLY = 5_000
+"""With more waiting requests than this, ready ones start before all are loaded: then task groups may be missed."""
 
 _REQUEST_FIELDS = ["state", "spec", "rev", "tenant", "batch", "engine", "fence", "created_ms"]
 _VARIABLE_FIELDS = ["state", "digest", "size_bytes", "objective"]
@@ -31,29 +34,39 @@ class Recovered:
 
 
 async def recover(
-    core: Core, partition: Partition, now_s: Callable[[], float], dispatch: Callable[[], Awaitable[None]]
+    core: Core,
+    partition: Partition,
+    now_s: Callable[[], float],
+    dispatch: Callable[[], Awaitable[None]],
+    over: asyncio.Event,
 ) -> Recovered:
-    """Load the unfinished requests of a partition: the ready ones first, which are dispatched before the rest is read.
+    """Load the unfinished requests of a partition, the ready ones first; of a large graph they start before the rest.
 
     The intake's last id must have been noted before: entries from then on are applied after this, and those that are
-    older than what was loaded are ignored by their revisions.
+    older than what was loaded are ignored by their revisions. Ends early once ``over`` is set.
     """
     ids = await Reader(partition).live()
     states = await _read(partition, [partition.keys.request(i) for i in ids], ["state"])
     ready = [i for i, (state,) in zip(ids, states, strict=True) if state == RequestState.READY]
     waiting = [i for i, (state,) in zip(ids, states, strict=True) if state != RequestState.READY]
     imports: dict[tuple[str, str], None] = {}
+    held: list[RequestNode] = []
     count = 0
     for part in (ready, waiting):
         for start in range(0, len(part), PIPELINE):
+            if over.is_set():
+                break
             nodes = await _load(core, partition, part[start : start + PIPELINE], now_s())
             count += len(nodes)
+            held += (node for node in nodes if node.state is RequestState.READY)
             for node in nodes:
-                if node.state is RequestState.READY:
-                    core.enqueue(node)
                 for variable in node.inputs:
                     if not variable.resolved and partition_of(variable.id) != partition.keys.partition:
                         imports[(variable.id, node.tenant)] = None
+        if part is waiting or len(waiting) > EARLY:
+            for node in held:
+                core.enqueue(node)
+            held.clear()
             await dispatch()
     return Recovered(count, tuple(imports))
 

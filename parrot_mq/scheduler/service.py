@@ -47,8 +47,11 @@ class Scheduler:
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self._work(), name="scheduler-work")
             deadline = tasks.create_task(self._end(work), name="scheduler-drain")
-            await asyncio.wait([work])
-            deadline.cancel()
+            try:
+                await asyncio.wait([work])
+            finally:
+                self._stopping.set()  # a cancellation may get lost in a Redis command, the flag does not
+                deadline.cancel()
 
     async def _end(self, work: asyncio.Task[None]) -> None:
         await self._stopping.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Awaitable
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
@@ -19,8 +19,6 @@ from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store import Store
 from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore, new_epoch
 
-log = logging.getLogger(__name__)
-
 
 class _Loop(Protocol):
     async def run(self) -> None: ...
@@ -30,23 +28,24 @@ class Term:
     """The loops of a leader, for all partitions: one core, one intake loop per partition.
 
     ``run`` ends when ``stopping`` is set (everything read is applied, nothing more is dispatched), or raises what ended
-    the term, in an exception group: ``Fenced``, ``TermEnded``, ``StoreUnavailable``.
+    the term, in an exception group: ``Fenced``, ``TermEnded``, ``StoreUnavailable``. A term runs once.
     """
 
     def __init__(self, store: Store, settings: SchedulerSettings, epoch: int, stopping: asyncio.Event) -> None:
         now_s = asyncio.get_running_loop().time
         self.epoch = epoch
-        self._stopping = stopping
         self.core = core = Core(settings)
+        self._stopping = stopping
+        self._over = over = asyncio.Event()
         stores = [SchedulerStore(partition, epoch) for partition in store.partitions]
-        self.dispatcher = Dispatcher(core, stores, store.ids, stopping)
-        self._intakes = [Intake(core, s, self.dispatcher, self, stopping, now_s) for s in stores]
-        self._engines = EngineWatch(store, core, stores, self.dispatcher, stopping, settings.engine_poll_s)
-        self._reaper = Reaper(core, stores, self._intakes, stopping, now_s, settings.reap_interval_s)
-        self._fan_outs = [FanOut(s, stopping, settings.reap_interval_s) for s in stores]
-        self._imports = Imports(store, stopping, now_s, settings.reap_interval_s)
-        self._templates = TemplateCourier(core, stores, self.dispatcher, stopping)
-        self._objectives = ObjectiveCourier(core, stores, stopping)
+        self.dispatcher = Dispatcher(core, stores, store.ids, over)
+        self._intakes = [Intake(core, s, self.dispatcher, self, over, now_s) for s in stores]
+        self._engines = EngineWatch(store, core, stores, self.dispatcher, over, settings.engine_poll_s)
+        self._reaper = Reaper(core, stores, self._intakes, over, now_s, settings.reap_interval_s)
+        self._fan_outs = [FanOut(s, over, settings.reap_interval_s) for s in stores]
+        self._imports = Imports(store, over, now_s, settings.reap_interval_s)
+        self._templates = TemplateCourier(core, stores, over)
+        self._objectives = ObjectiveCourier(core, stores, over)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -56,7 +55,8 @@ class Term:
     async def run(self, leadership: Leadership) -> None:
         """Lead. The key is renewed from the start, since a take-over of a large graph takes longer than it lives."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(leadership.keep(), name="scheduler-leadership")
+            tasks.create_task(self._until(self._stopping.wait()), name="scheduler-stop")
+            tasks.create_task(self._until(leadership.keep(self._over)), name="scheduler-leadership")
             await self._engines.poll()
             loops: list[_Loop] = [
                 *self._intakes,
@@ -67,21 +67,28 @@ class Term:
                 self._templates,
                 self._objectives,
             ]
-            tasks.create_task(self._ring_out(), name="scheduler-end")
             for loop in loops:
-                tasks.create_task(loop.run(), name=f"scheduler-{type(loop).__name__}")
+                tasks.create_task(self._until(loop.run()), name=f"scheduler-{type(loop).__name__}")
 
-    async def _ring_out(self) -> None:
-        await self._stopping.wait()
-        for bell in (
-            self._engines.bell,
-            self._reaper.bell,
-            *(fan_out.bell for fan_out in self._fan_outs),
-            self._imports.bell,
-            self._templates.bell,
-            self._objectives.bell,
-        ):
-            bell.ring()
+    async def _until(self, loop: Awaitable[object]) -> None:
+        """Run one loop; its end, for whatever reason, is the end of the term.
+
+        The task group cancels the other loops when one fails, but a cancellation may get lost in a Redis command
+        (asyncio.wait_for on Python 3.11, in redis-py), so that each loop also checks a flag.
+        """
+        try:
+            await loop
+        finally:
+            self._over.set()
+            for bell in (
+                self._engines.bell,
+                self._reaper.bell,
+                *(fan_out.bell for fan_out in self._fan_outs),
+                self._imports.bell,
+                self._templates.bell,
+                self._objectives.bell,
+            ):
+                bell.ring()
 
     # Errands of the intake loops --------------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ class CallBuilder:
         premade = self._premade.get(plan.name)
         if plan.spec.n == 1:
             variable = premade if premade is not None else self._new(plan.name, None)
-            self._request(plan, 0, variable, late=premade is not None and bool(variable._consumers))
+            self._request(plan, 0, variable)
             self._note(plan.name, variable)
             return variable
         if premade is not None:
@@ -158,14 +158,15 @@ class CallBuilder:
             )
         siblings = [self._new(plan.name, None) for _ in range(plan.spec.n)]
         for index, sibling in enumerate(siblings):
-            self._request(plan, index, sibling, late=False)
+            self._request(plan, index, sibling)
         return VariableList(siblings)
 
-    def _request(self, plan: OutputPlan, index: int, output: SemanticVariable, *, late: bool) -> None:
+    def _request(self, plan: OutputPlan, index: int, output: SemanticVariable) -> None:
         suffix = f".{len(self._requests)}" if self._requests else ""
         variables = self._variables
         used = {variables[name]._id: variables[name] for name in plan.names if name in variables}
         record = self._plan.record
+        late = output._id in used or bool(output._consumers)
         spec = RequestSpec(
             id=self._session.object_id("r", self._token + suffix),
             call=self._call.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ class Collector:
         assert self._enough is not None
         await self._enough
         if self._error is not None:
-            raise self._error
+            raise copy.copy(self._error) from self._error  # it is told to many
 
     def left(self) -> list[str]:
         """Return the ids whose outcome is open."""

@@ -49,9 +49,7 @@ async def first(
     """
     all_of = list({variable.id: variable for variable in flat(variables)}.values())
     if not 1 <= k <= len(all_of):
-        raise ValueError(
-            f"first({k}, ...) needs at least {max(k, 1)} variables and k >= 1, got {len(all_of)} variables"
-        )
+        raise ValueError(f"first({k}, ...) of {len(all_of)} variables: k must be from 1 to the number of variables")
     link = one_link(all_of)
     collector = Collector(all_of, k)
     await link.wait(collector, perf, timeout_s)

@@ -136,7 +136,7 @@ async def explain(link: Link, variable: SemanticVariable) -> Explanation:
     made_by = await _producer_of(link, record)
     waits_for: tuple[WaitingInput, ...] = ()
     if made_by is not None and made_by.state is RequestState.WAITING:
-        waits_for = await _unresolved(link, made_by.inputs)
+        waits_for = await _unresolved(link, made_by)
     return Explanation(
         record.id, record.name or variable.name, record.state, record.objective, made_by, waits_for, record.error
     )
@@ -149,13 +149,14 @@ async def _producer_of(link: Link, record: VariableRecord) -> RequestInfo | None
     return _info(request) if request is not None else None
 
 
-async def _unresolved(link: Link, inputs: tuple[str, ...]) -> tuple[WaitingInput, ...]:
-    reader = link.reader(inputs[0])
-    records = [r for r in await reader.variables(inputs, values=False) if r and r.state is VariableState.PENDING]
-    records = records[:MAX_INPUTS_SHOWN]
-    requests = await reader.requests([record.producer for record in records if record.producer])
-    by_id = {request.id: _info(request) for request in requests if request is not None}
-    return tuple(WaitingInput(r.id, r.name, r.state, by_id.get(r.producer)) for r in records)
+async def _unresolved(link: Link, request: RequestInfo) -> tuple[WaitingInput, ...]:
+    records = await link.reader(request.id).variables(request.inputs, values=False)
+    pending = [r for r in records if r and r.state is VariableState.PENDING][:MAX_INPUTS_SHOWN]
+    # What is imported from another partition has its name and its producer there.
+    at_home = {r.id: r for r in await link.variables_at_home([r.id for r in pending])}
+    pending = [at_home.get(r.id, r) for r in pending]
+    by_id = {r.id: _info(r) for r in await link.requests_at_home([r.producer for r in pending if r.producer])}
+    return tuple(WaitingInput(r.id, r.name, r.state, by_id.get(r.producer)) for r in pending)
 
 
 async def producer(link: Link, variable: SemanticVariable) -> RequestInfo | None:
@@ -165,10 +166,10 @@ async def producer(link: Link, variable: SemanticVariable) -> RequestInfo | None
 
 async def consumers(link: Link, variable: SemanticVariable) -> tuple[RequestInfo, ...]:
     """Return the requests that read ``variable``: those of this process, and those that wait for it."""
-    await link.confirm([variable])
-    reader = link.reader(variable.id)
-    ids = dict.fromkeys([*(variable._consumers or ()), *await reader.waiters(variable.id)])
-    return tuple(_info(request) for request in await reader.requests(list(ids)) if request is not None)
+    await link.confirm([variable], only_made=True)
+    waiting = await link.reader(variable.id).waiters(variable.id)
+    ids = dict.fromkeys([*(variable._consumers or ()), *waiting])
+    return tuple(_info(request) for request in await link.requests_at_home(ids))
 
 
 async def prefix_hash(link: Link, variable: SemanticVariable) -> tuple[str, ...]:

@@ -120,14 +120,10 @@ async def _stored_chain(link: Link, variable_id: str, record: ErrorRecord) -> tu
 
 async def _producers(link: Link, ids: Sequence[str], steps: dict[str, Step]) -> list[tuple[str, tuple[str, ...]]]:
     """Note the steps that produce those of ``ids`` that failed; return their inputs."""
-    partition = ids[0].split("-", 1)[0]
-    ours = [vid for vid in ids if vid.split("-", 1)[0] == partition]  # imports keep their error, not their producer
-    reader = link.reader(ours[0])
-    variables = [v for v in await reader.variables(ours, values=False) if v is not None and v.error and v.producer]
-    requests = await reader.requests([v.producer for v in variables])
+    failed = {v.producer: v for v in await link.variables_at_home(ids) if v.error and v.producer}
     found = []
-    for variable, request in zip(variables, requests, strict=True):
-        if request is not None:
-            steps[variable.id] = Step(request.id, request.function_name, variable.id, variable.name)
-            found.append((variable.id, request.inputs))
+    for request in await link.requests_at_home(failed):
+        variable = failed[request.id]
+        steps[variable.id] = Step(request.id, request.function_name, variable.id, variable.name)
+        found.append((variable.id, request.inputs))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING
 
 from parrot_mq.errors import ParrotError
@@ -66,4 +67,4 @@ class Submission:
         """Raise the error if there is one; it then counts as seen by the application."""
         if self.error is not None:
             self.is_reported = True
-            raise self.error
+            raise copy.copy(self.error) from self.error  # many may wait, and each raise extends the traceback

@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 
 from redis.exceptions import RedisError
 
-from parrot_mq.errors import ParrotError, StoreError
+from parrot_mq.errors import ParrotError, StoreError, StoreUnavailable
 from parrot_mq.messages import Objective, VariableState
-from parrot_mq.store.partition import Partition
+from parrot_mq.store.partition import RETRY_S, Partition
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import VariableRecord
@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 PIPELINE = 500
 """Most commands in one pipeline."""
+CROWD = 64
+CROWD_DELAY_S = 0.002
+"""With more than ``CROWD`` waiting, wake-ups are collected for this long: throughput matters more than each one."""
 GRACE_POLL_S = 0.1
 """How often an id that nobody has made yet is looked for."""
 
@@ -42,7 +45,7 @@ class _Entry:
     def __init__(self, channel: str, grace_s: float) -> None:
         self.channel = channel
         self.grace_s = grace_s
-        self.listeners: list[Listener] = []
+        self.listeners: dict[Listener, None] = {}
         self.objective: Objective | None = None
         self.checked_at = time.monotonic()
         self.missing_since: float | None = None
@@ -68,6 +71,7 @@ class Hub:
         self._missing: set[str] = set()
         self._users: Counter[str] = Counter()
         self._unused: set[str] = set()
+        self._next_scan = 0.0
         self._work = asyncio.Event()
         self._closed: ParrotError | None = None
 
@@ -84,7 +88,7 @@ class Hub:
         if entry is None:
             entry = self._entries[variable_id] = _Entry(channel, grace_s)
             self.acquire(channel)
-        entry.listeners.append(listener)
+        entry.listeners[listener] = None
         if objective is not None and (entry.objective is None or objective.strictness > entry.objective.strictness):
             entry.objective = objective
         self._new[variable_id] = entry
@@ -94,7 +98,7 @@ class Hub:
         """End a wait that has not ended by itself."""
         entry = self._entries.get(variable_id)
         if entry is not None and listener in entry.listeners:
-            entry.listeners.remove(listener)
+            del entry.listeners[listener]
             if not entry.listeners:
                 self._remove(variable_id)
 
@@ -116,7 +120,11 @@ class Hub:
         self.acquire(channel)
         try:
             with self._waiters.watching(variable_id) as event:
-                await self._waiters.subscribe([channel])
+                try:
+                    async with asyncio.timeout(RETRY_S):
+                        await self._waiters.subscribe([channel])
+                except TimeoutError:
+                    raise StoreUnavailable(f"Redis has not confirmed a subscription for {RETRY_S:.0f} s") from None
                 yield event
         finally:
             self.release(channel)
@@ -130,6 +138,8 @@ class Hub:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(GRACE_POLL_S if self._missing else self._recheck_s):
                         await self._work.wait()
+                if len(self._entries) > CROWD:
+                    await asyncio.sleep(CROWD_DELAY_S)
                 self._work.clear()
                 try:
                     await self._round()
@@ -155,9 +165,7 @@ class Hub:
             for part in _parts([(vid, entry.objective) for vid, entry in new.items()]):
                 states = await self._producer.wants(part)
                 self._apply_states([vid for vid, _ in part], states, dirty)
-        now = time.monotonic()
-        stale = [vid for vid, entry in self._entries.items() if now - entry.checked_at >= self._recheck_s]
-        for ids in _parts(stale):
+        for ids in _parts(self._stale()):
             self._apply_states(ids, await self._reader.states(ids), dirty)
         for ids in _parts([vid for vid in dirty if vid in self._entries]):
             for vid, record in zip(ids, await self._reader.variables(ids), strict=True):
@@ -165,6 +173,14 @@ class Hub:
         unused, self._unused = self._unused, set()
         for channel in unused:
             await self._waiters.unsubscribe(channel)
+
+    def _stale(self) -> list[str]:
+        """Return what was not looked at for ``recheck_s``; all entries are walked only a few times in that time."""
+        now = time.monotonic()
+        if now < self._next_scan:
+            return []
+        self._next_scan = now + self._recheck_s / 4
+        return [vid for vid, entry in self._entries.items() if now - entry.checked_at >= self._recheck_s]
 
     def _apply_states(self, ids: Sequence[str], states: Sequence[VariableState | None], dirty: dict[str, None]) -> None:
         now = time.monotonic()

@@ -22,7 +22,7 @@ from parrot_mq.store.codec import encode_value
 from parrot_mq.store.connect import Store
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
-from parrot_mq.store.records import VariableRecord
+from parrot_mq.store.records import RequestRecord, VariableRecord
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.variable import SemanticVariable
@@ -116,6 +116,20 @@ class Link:
             self._run_ids[number] = str(info.get("run_id", ""))
         return self._run_ids[number]
 
+    async def variables_at_home(self, ids: Iterable[str]) -> list[VariableRecord]:
+        """Return those of the variables that are known, each from its own partition, large values left out."""
+        found: list[VariableRecord | None] = []
+        for part in _by_partition(ids):
+            found += await self.reader(part[0]).variables(part, values=False)
+        return [record for record in found if record is not None]
+
+    async def requests_at_home(self, ids: Iterable[str]) -> list[RequestRecord]:
+        """Return those of the requests that are known, each from its own partition."""
+        found: list[RequestRecord | None] = []
+        for part in _by_partition(ids):
+            found += await self.reader(part[0]).requests(part)
+        return [record for record in found if record is not None]
+
     def channel(self, variable: SemanticVariable) -> str:
         """Return the channel on which a variable's changes are told: its session's, or its own for a foreign one."""
         keys = self.store.of(variable._id).keys
@@ -129,18 +143,23 @@ class Link:
 
     # What variables need ---------------------------------------------------------------------------------------------
 
-    async def confirm(self, variables: Iterable[SemanticVariable]) -> None:
-        """Send what is unsent, and wait until the submits of ``variables`` are confirmed; raises their errors."""
-        submissions: dict[Submission, None] = {}
+    async def confirm(self, variables: Iterable[SemanticVariable], *, only_made: bool = False) -> None:
+        """Send what is unsent, and wait until the submits of ``variables`` are settled; raises their errors.
+
+        ``only_made``: a call that would have produced a variable may have been refused, if the variable is there.
+        """
+        submissions: dict[Submission, bool] = {}
         for variable in variables:
             for submission in variable._submissions():
                 if submission.error is not None or not submission.settled.is_set():
-                    submissions[submission] = None
+                    needed = not only_made or submission is variable._submission
+                    submissions[submission] = needed or submissions.get(submission, False)
             if variable._session is not None:
                 variable._session.start()
-        for submission in submissions:
+        for submission, needed in submissions.items():
             await submission.settled.wait()
-            submission.report()
+            if needed:
+                submission.report()
 
     async def resolve(
         self, variables: Sequence[SemanticVariable], perf: Objective | None, timeout_s: float | None
@@ -155,11 +174,12 @@ class Link:
         try:
             async with asyncio.timeout(timeout_s):
                 await self.confirm(collector.variables)
+                await self._collect(collector, perf)
                 for _ in range(MAX_RESENDS):
-                    await self._collect(collector, perf)
                     if not collector.unknown:
                         break
                     await self.restore(collector.take_unknown())
+                    await self._collect(collector, perf)
         except TimeoutError:
             raise await not_in_time(self, collector, timeout_s) from None
         if collector.unknown:
@@ -188,7 +208,7 @@ class Link:
 
     async def record(self, variable: SemanticVariable) -> VariableRecord:
         """Return a variable as Redis has it (large values left out); raises ``UnknownVariable``."""
-        await self.confirm([variable])
+        await self.confirm([variable], only_made=True)
         (record,) = await self.reader(variable._id).variables([variable._id], values=False)
         if record is None:
             raise unknown_variable(variable._id)
@@ -197,17 +217,21 @@ class Link:
     async def set_variable(self, variable: SemanticVariable, text: str) -> None:
         """Give a variable its value."""
         value = encode_value(text, self.store.settings, self.store.ids.token())
-        await self.confirm([variable])
+        await self.confirm([variable], only_made=True)
         await self.producer(variable._id).set_variable(variable._id, value)
-        variable._given, variable._text = value, text
+        variable._given, variable._text, variable._request = value, text, None
 
     async def cancel(self, variables: Sequence[SemanticVariable], reason: str) -> int:
         """Cancel the producers of variables; returns how many requests or variables that ended."""
-        await self.confirm(variables)
-        by_partition: dict[int, list[str]] = {}
-        for variable in variables:
-            by_partition.setdefault(partition_of(variable._id, "v"), []).append(variable._id)
+        await self.confirm(variables, only_made=True)
         count = 0
-        for ids in by_partition.values():
+        for ids in _by_partition(variable._id for variable in variables):
             count += await self.producer(ids[0]).cancel_requests(ids, reason)
         return count
+
+
+def _by_partition(ids: Iterable[str]) -> Iterable[list[str]]:
+    parts: dict[int, list[str]] = {}
+    for object_id in ids:
+        parts.setdefault(partition_of(object_id), []).append(object_id)
+    return parts.values()

@@ -54,10 +54,7 @@ class Session:
 
     async def open(self) -> Self:
         """Make the session in Redis if it is not there. ``Conflict`` if the id is another tenant's."""
-        if not self._is_open:
-            await self._producer.open_session(self.id, self.tenant)
-            self._run_id = await self.link.run_id(self.partition_number)
-            self._is_open = True
+        await self._ensure()
         if not self._is_attached:
             self._is_attached = True
             self.link.hub(self.partition_number).acquire(self._channel)
@@ -200,7 +197,7 @@ class Session:
             if await self.link.run_id(self.partition_number, anew=True) == self._run_id:
                 raise UnknownSession(f"session {self.id} has expired or was deleted; open a new one", self.id)
             self._is_open = False
-            await self.open()
+            await self._ensure()
         await self._sender.send(self.id, variables, requests)
 
     # Inside ----------------------------------------------------------------------------------------------------------
@@ -208,6 +205,12 @@ class Session:
     @property
     def _channel(self) -> str:
         return self._producer.partition.keys.session_channel(self.id)
+
+    async def _ensure(self) -> None:
+        if not self._is_open:
+            await self._producer.open_session(self.id, self.tenant)
+            self._run_id = await self.link.run_id(self.partition_number)
+            self._is_open = True
 
     def _bind(self, variable: SemanticVariable, token: str, value: Value | None) -> None:
         variable._id = f"{self.partition_number}-v-{token}"
@@ -221,7 +224,7 @@ class Session:
                 for used in request.inputs:
                     if (refused := used._refused()) is not None:
                         raise refused
-            await self.open()
+            await self._ensure()
             await self._sender.send(self.id, submission.variables, submission.requests)
         except RedisError as error:
             raise StoreError(f"Redis refused the submit: {error}") from error

@@ -55,6 +55,8 @@ def _parameter(parameter: inspect.Parameter, where: str) -> Parameter:
     name, annotation, default = parameter.name, parameter.annotation, parameter.default
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         raise TemplateError(f"{where}: parameter {name!r}: a semantic function takes no *args and no **kwargs")
+    if isinstance(annotation, str):
+        raise TemplateError(f"{where}: parameter {name!r}: remove the quotes around the annotation {annotation!r}")
     positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
     output = _output(annotation, default, f"{where}: parameter {name!r}")
     if output is not None:

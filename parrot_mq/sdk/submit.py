@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from parrot_mq.errors import CycleError, Overloaded, ParrotError
+from parrot_mq.errors import CycleError, Overloaded, ParrotError, StoreUnavailable
 from parrot_mq.messages import FunctionRecord
 from parrot_mq.sdk.graph import Request
 from parrot_mq.sdk.variable import SemanticVariable
@@ -161,10 +161,10 @@ class Sender:
         variables = [NewVariable(variable.id, variable.name, variable._given) for variable in chunk.variables]
         requests = [(request.spec, tuple(v.id for v in request.inputs)) for request in chunk.requests]
         while True:
-            for variable in variables:
-                if variable.value is not None and variable.value.fence:
-                    await self._producer.stage(variable.id, variable.value)
             try:
+                for variable in variables:
+                    if variable.value is not None and variable.value.fence:
+                        await self._producer.stage(variable.id, variable.value)
                 await self._producer.submit(session_id, batch, chunk.functions, variables, requests, last=last)
             except Overloaded as error:
                 left_s = deadline - time.monotonic()
@@ -175,8 +175,8 @@ class Sender:
                 return
 
     async def _undo(self, batch: str, chunks: Sequence[Chunk], error: ParrotError) -> None:
-        """Discard what was sent of a batch; a single chunk that was refused left nothing behind."""
-        if len(chunks) < 2:
+        """Discard what was sent of a batch. A single chunk that was refused left nothing; one without answer may have."""
+        if len(chunks) < 2 and not isinstance(error, StoreUnavailable):
             return
         requests = [request.spec.id for chunk in chunks for request in chunk.requests]
         variables = [variable.id for chunk in chunks for variable in chunk.variables]

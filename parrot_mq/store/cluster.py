@@ -39,6 +39,18 @@ async def owner_url(client: redis.asyncio.Redis, url: str, key: str) -> str:
     raise StoreUnavailable(f"no master of the cluster at {url} holds slot {slot}; run `redis-cli --cluster check`")
 
 
+def moved_to(error: ResponseError) -> tuple[str, int] | None:
+    """Return the host and port that a ``MOVED`` answer names (no host: the one that answered), None for another answer.
+
+    Read from its text: redis-py makes a ``MovedError`` of it in its cluster client only.
+    """
+    match str(error).split():
+        case ["MOVED", _, address]:
+            host, _, port = address.rpartition(":")
+            return host, int(port)
+    return None
+
+
 def at_address(url: str, host: str, port: int) -> str:
     """Return ``url`` with another host and port, credentials and options kept."""
     parts = urlsplit(url)

@@ -45,24 +45,27 @@ def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
 
 
 class Store:
-    """Redis as parrot_mq sees it: partitions, and one place for what is global.
+    """Redis as parrot_mq sees it: partitions; what is global lives with the first one.
 
-    ``client`` is the connection for global keys. Close with ``aclose`` or use as an asynchronous context manager.
+    Close with ``aclose`` or use as an asynchronous context manager.
     """
 
     def __init__(
         self,
         url: str,
-        client: redis.asyncio.Redis,
         partitions: tuple[Partition, ...],
         settings: StoreSettings,
         ids: IdSource,
     ) -> None:
         self.url = url
-        self.client = client
         self.partitions = partitions
         self.settings = settings
         self.ids = ids
+
+    @property
+    def client(self) -> redis.asyncio.Redis:
+        """The client for the global keys (``keys.LEADER``, ``keys.ENGINES``)."""
+        return self.partitions[0].redis
 
     def partition(self, number: int) -> Partition:
         """Return partition ``number``; ``ConfigError`` if this deployment has no such partition."""
@@ -81,7 +84,6 @@ class Store:
         """Close every connection."""
         for partition in self.partitions:
             await partition.clients.aclose()
-        await self.client.aclose()
 
     async def __aenter__(self) -> Store:
         return self
@@ -129,4 +131,6 @@ async def connect(
         else:
             clients = partitions[0].clients
         partitions.append(Partition(partition_keys, clients, settings))
-    return Store(url, client, tuple(partitions), settings, ids or SystemIds())
+    if clustered:
+        await client.aclose()
+    return Store(url, tuple(partitions), settings, ids or SystemIds())

@@ -8,12 +8,13 @@ from typing import Any
 
 import orjson
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import ResponseError
 
-from parrot_mq.errors import ErrorRecord, Fenced
+from parrot_mq.errors import ErrorRecord, Fenced, Overloaded, StoreError
 from parrot_mq.keys import ENGINES, GROUP
 from parrot_mq.messages import EngineRecord, FunctionRecord
 from parrot_mq.store.answers import checked
+from parrot_mq.store.cluster import moved_to
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Assignment, Claim, Control, InputValue, Usage, Value
@@ -25,6 +26,33 @@ class Renewal:
 
     lost: tuple[str, ...]
     cancelled: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completion:
+    """What ``complete`` writes: ``value`` for the variable ``output``, and ``raw``, the text before the transform."""
+
+    request: str
+    fence: str
+    output: str
+    value: Value
+    usage: Usage
+    raw: Value | None = None
+
+    def to_args(self) -> list[str | int]:
+        """Return the script's arguments."""
+        value, raw = self.value, self.raw
+        args: list[str | int] = [self.request, self.fence, value.inline, value.fence, value.size_bytes, value.digest]
+        args += [value.tokens_text, value.tokens_by, orjson.dumps(self.usage).decode()]
+        return args if raw is None else [*args, "1", raw.inline, raw.fence]
+
+
+def _refusal(answer: list[Any]) -> StoreError | None:
+    try:
+        checked(answer)
+    except StoreError as error:
+        return error
+    return None
 
 
 class EngineStore:
@@ -88,13 +116,15 @@ class EngineStore:
         key = self.partition.keys.engine_queue(engine_id)
         return bool(await self.partition.robust(lambda: self.partition.redis.exists(key)))
 
-    async def _read(self, read: Callable[[], Awaitable[Any]], engine_id: str) -> list[tuple[str, dict[str, str] | None]]:
+    async def _read(
+        self, read: Callable[[], Awaitable[Any]], engine_id: str
+    ) -> list[tuple[str, dict[str, str] | None]]:
         try:
             answer = await read()
-        except MovedError as error:
-            self.partition.clients.move(error.host, error.port)
-            raise RedisConnectionError(f"the partition has moved to {error.host}:{error.port}") from None
         except ResponseError as error:
+            if home := moved_to(error):
+                self.partition.clients.move(*home)
+                raise RedisConnectionError(f"the partition has moved to {home[0]}:{home[1]}") from None
             if str(error).startswith(("NOGROUP", "UNBLOCKED")):
                 raise Fenced(f"the streams of engine {engine_id} are gone: the reaper took it for dead") from None
             raise
@@ -185,7 +215,9 @@ class EngineStore:
         Raises ``Fenced`` if the request belongs to another attempt by now.
         """
         checked(
-            await self.partition.call("emit", request, fence, offset, " ".join(map(str, token_ids)), len(token_ids), text)
+            await self.partition.call(
+                "emit", request, fence, offset, " ".join(map(str, token_ids)), len(token_ids), text
+            )
         )
 
     async def complete(
@@ -196,18 +228,18 @@ class EngineStore:
         ``raw`` is the text before the transform, where there is one. The same call again is a no-op. Raises
         ``Fenced`` if the request belongs to another attempt by now, or was cancelled.
         """
-        for part, is_raw in ((value, False), (raw, True)):
-            if part is not None and part.fence:
-                key = self.partition.keys.value(output, part.fence + (".raw" if is_raw else ""))
-                ttl_ms = round(self.partition.settings.staged_value_ttl_s * 1000)
-                await self.partition.robust(
-                    lambda key=key, part=part: self.partition.redis.set(key, part.text, px=ttl_ms)  # type: ignore[misc]
-                )
-        args: list[str | int] = [request, fence, value.inline, value.fence, value.size_bytes, value.digest]
-        args += [value.tokens_text, value.tokens_by, orjson.dumps(dataclasses.asdict(usage)).decode()]
-        if raw is not None:
-            args += ["1", raw.inline, raw.fence]
-        checked(await self.partition.call("complete", *args))
+        (error,) = await self.complete_many([Completion(request, fence, output, value, usage, raw)])
+        if error is not None:
+            raise error
+
+    async def complete_many(self, completions: Sequence[Completion]) -> list[StoreError | None]:
+        """``complete`` several requests in one round trip; returns what each would have raised, None where nothing."""
+        for done in completions:
+            await self.partition.stage(done.output, done.value)
+            if done.raw is not None:
+                await self.partition.stage(done.output, done.raw, raw=True)
+        answers = await self.partition.call_many("complete", [done.to_args() for done in completions])
+        return [_refusal(answer) for answer in answers]
 
     async def fail(self, request: str, fence: str, error: ErrorRecord, *, retry: bool) -> None:
         """Report that an attempt failed: with ``retry`` it is run again after a back-off until its attempts are used
@@ -222,13 +254,20 @@ class EngineStore:
 
 
 async def register(store: Store, record: EngineRecord) -> None:
-    """Write an engine's heartbeat in every partition and list it among the engines."""
+    """Write an engine's heartbeat in every partition and list it among the engines.
+
+    While Redis' memory is full an engine that is listed stays so; a new one gets ``Overloaded``.
+    """
     for partition in store.partitions:
         await EngineStore(partition).heartbeat(record)
-    seconds, micros = await store.partitions[0].robust(store.client.time)
-    await store.partitions[0].robust(
-        lambda: store.client.zadd(ENGINES, {record.id: int(seconds) * 1000 + int(micros) // 1000})
-    )
+    robust = store.partitions[0].robust
+    seconds, micros = await robust(lambda: store.client.time())
+    seen_ms = int(seconds) * 1000 + int(micros) // 1000
+    try:
+        await robust(lambda: store.client.zadd(ENGINES, {record.id: seen_ms}))
+    except Overloaded:
+        if await robust(lambda: store.client.zscore(ENGINES, record.id)) is None:
+            raise
 
 
 async def deregister(store: Store, engine_id: str) -> None:

@@ -8,19 +8,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.exceptions import BusyLoadingError, MovedError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from parrot_mq.errors import Overloaded, StoreUnavailable
 from parrot_mq.keys import Keys
 from parrot_mq.settings import StoreSettings
-from parrot_mq.store.cluster import at_address
+from parrot_mq.store.cluster import at_address, moved_to
+from parrot_mq.store.records import Value
 from parrot_mq.store.scripts import load_scripts
 
 RETRY_S = 15.0
 """How long a call outlasts a Redis that is away (a restart, a fail-over) before ``StoreUnavailable``."""
 OUT_OF_MEMORY_RETRY_S = 5.0
+
+PASSING = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+"""Failures that pass by themselves: a restart, a fail-over."""
+PASSING_ANSWERS = ("ASK ", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "LOADING")
+"""Answers that do: a slot on its way to another node, a cluster that is looking for a new master."""
 
 T = TypeVar("T")
 
@@ -42,14 +48,16 @@ class Clients:
         self.blocking = blocking
         self._url = url
         self._make = make
+        self._home = ""
         self._retired: list[redis.asyncio.Redis] = []
 
     def move(self, host: str, port: int) -> None:
         """Talk to another node from now on; commands under way on the old connections still end there."""
-        if self._make is None:
-            return
-        self._retired += [self.commands, self.blocking]
         home = at_address(self._url, host, port)
+        if self._make is None or home == self._home:
+            return
+        self._home = home
+        self._retired += [self.commands, self.blocking]
         self.commands, self.blocking = self._make(home), self._make(home, blocking=True)
 
     async def aclose(self) -> None:
@@ -113,6 +121,17 @@ class Partition:
             answers: list[Any] = await pipe.execute()
             return answers
 
+    async def stage(self, variable_id: str, value: Value, *, raw: bool = False) -> None:
+        """Write a large value to its own key, with a TTL that the script which refers to it removes.
+
+        A value that is there already is left alone: it may be in use, and must not get a TTL again.
+        """
+        if not value.fence:
+            return
+        key = self.keys.value(variable_id, value.fence + (".raw" if raw else ""))
+        ttl_ms = round(self.settings.staged_value_ttl_s * 1000)
+        await self.robust(lambda: self.redis.set(key, value.text, px=ttl_ms, nx=True))
+
     async def robust(self, run: Callable[[], Awaitable[T]]) -> T:
         """Await ``run()``; make it again while Redis is away or loading, or after its slot has moved."""
         deadline = time.monotonic() + RETRY_S
@@ -120,19 +139,18 @@ class Partition:
         while True:
             try:
                 return await run()
-            except MovedError as error:
-                self.clients.move(error.host, error.port)
+            except PASSING as error:
                 problem: Exception = error
-            except (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError) as error:
-                problem = error
             except OutOfMemoryError:
                 raise _out_of_memory() from None
             except ResponseError as error:
-                if "OOM" in str(error):
-                    raise _out_of_memory() from None
-                if not str(error).startswith(("CLUSTERDOWN", "TRYAGAIN", "LOADING", "MASTERDOWN")):
-                    raise
                 problem = error
+                if home := moved_to(error):
+                    self.clients.move(*home)
+                elif "OOM command not allowed" in str(error):  # inside another message where a script met it (6.2)
+                    raise _out_of_memory() from None
+                elif not str(error).startswith(PASSING_ANSWERS):
+                    raise
             if time.monotonic() + delay_s > deadline:
                 raise StoreUnavailable(f"Redis has not answered for {RETRY_S:.0f} s: {problem}") from problem
             await asyncio.sleep(delay_s)

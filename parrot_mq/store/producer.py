@@ -10,6 +10,7 @@ from parrot_mq.keys import partition_of
 from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec, VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.partition import Partition
+from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import NewVariable, Value
 
 BATCH_IDS = 200
@@ -28,11 +29,7 @@ class ProducerStore:
 
     async def stage(self, variable_id: str, value: Value, *, raw: bool = False) -> None:
         """Write a large value to its own key, with a TTL that the script which refers to it removes."""
-        if not value.fence:
-            return
-        key = self.partition.keys.value(variable_id, value.fence + (".raw" if raw else ""))
-        ttl_ms = round(self.partition.settings.staged_value_ttl_s * 1000)
-        await self.partition.robust(lambda: self.partition.redis.set(key, value.text, px=ttl_ms))
+        await self.partition.stage(variable_id, value, raw=raw)
 
     async def submit(
         self,
@@ -140,7 +137,7 @@ class ProducerStore:
         """Close a session and cancel all that is live in it; returns the number of cancelled requests."""
         await self.close_session(session_id)
         count = 0
-        async for ids in self._ids(session_id):
+        async for ids in Reader(self.partition).session_id_pages(session_id, BATCH_IDS):
             requests = [i for i in ids if partition_of(i) == self.partition.keys.partition and "-r-" in i]
             if requests:
                 count += int(checked(await self.partition.call("cancel", kind, reason, *requests))[0])
@@ -153,18 +150,3 @@ class ProducerStore:
             left = int(checked(await self.partition.call("delete_ids", session_id, BATCH_IDS))[0])
             if left == 0:
                 return
-
-    async def _ids(self, session_id: str) -> Any:
-        key = f"{self.partition.keys.session(session_id)}:ids"
-        cursor = 0
-        while True:
-            where = cursor
-            cursor, ids = await self.partition.robust(
-                lambda where=where: self.partition.redis.sscan(key, where, count=BATCH_IDS)  # type: ignore[misc]
-            )
-            for start in range(0, len(ids), BATCH_IDS):
-                yield ids[start : start + BATCH_IDS]
-            if cursor == 0:
-                return
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from parrot_mq.keys import ENGINES
 from parrot_mq.messages import EngineRecord, VariableState
@@ -69,9 +69,24 @@ class Reader:
 
     async def session_ids(self, session_id: str) -> list[str]:
         """Return the ids of a session's variables and requests, sorted."""
+        ids: set[str] = set()
+        async for page in self.session_id_pages(session_id, 500):
+            ids.update(page)
+        return sorted(ids)
+
+    async def session_id_pages(self, session_id: str, count: int) -> AsyncIterator[list[str]]:
+        """Give the ids of a session's variables and requests in lists of up to ``count``; an id may come twice."""
         key = f"{self.partition.keys.session(session_id)}:ids"
-        ids = [i async for i in self.partition.redis.sscan_iter(key, count=500)]
-        return sorted(set(ids))
+        cursor = 0
+        while True:
+            where = cursor
+            cursor, ids = await self.partition.robust(
+                lambda where=where: self.partition.redis.sscan(key, where, count=count)  # type: ignore[misc]
+            )
+            for start in range(0, len(ids), count):
+                yield ids[start : start + count]
+            if cursor == 0:
+                return
 
     async def live(self, start: int = 0, count: int = -1) -> list[str]:
         """Return ids of unfinished requests in submission order."""

@@ -15,7 +15,6 @@ from parrot_mq.messages import VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
-from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import DispatchItem, Value
 
@@ -107,17 +106,8 @@ class SchedulerStore:
         return int(checked(await self.partition.call("raise_epoch", epoch))[0])
 
     async def control(self, engine_id: str, kind: str, request: str, fence: str = "", text: str = "") -> None:
-        """Send a control message to an engine."""
-        keys = self.partition.keys
-
-        async def run() -> None:
-            async with self.partition.redis.pipeline(transaction=True) as pipe:
-                fields: dict[Any, Any] = {"kind": kind, "request": request, "fence": fence, "text": text}
-                pipe.xadd(keys.engine_control(engine_id), fields, maxlen=10_000)
-                pipe.xadd(keys.engine_queue(engine_id), {"control": kind})
-                await pipe.execute()
-
-        await self.partition.robust(run)
+        """Send a control message to an engine; nothing is sent to one whose streams are gone."""
+        await self.partition.call("control", engine_id, kind, request, fence, text)
 
     async def expired_sessions(self, count: int = 20) -> list[str]:
         """Return sessions whose time ran out and that have nothing live; those that have are put off."""
@@ -142,11 +132,14 @@ async def take_leadership(store: Store, scheduler_id: str, ttl_s: float) -> bool
     """
     ttl_ms = round(ttl_s * 1000)
     robust = store.partitions[0].robust
-    if await robust(lambda: store.client.set(LEADER, scheduler_id, nx=True, px=ttl_ms)):
+    # Our own key is extended, not set: a Redis whose memory is full refuses SET, and must not lose its leader by it.
+    leader = await robust(lambda: store.client.get(LEADER))
+    if leader == scheduler_id and await robust(lambda: store.client.pexpire(LEADER, ttl_ms)):
         return True
-    if await robust(lambda: store.client.get(LEADER)) != scheduler_id:
+    if leader is not None and leader != scheduler_id:
         return False
-    return bool(await robust(lambda: store.client.pexpire(LEADER, ttl_ms)))
+    await robust(lambda: store.client.set(LEADER, scheduler_id, nx=True, px=ttl_ms))
+    return bool(await robust(lambda: store.client.get(LEADER)) == scheduler_id)
 
 
 async def drop_leadership(store: Store, scheduler_id: str) -> None:
@@ -183,7 +176,7 @@ async def import_variable(store: Store, importer: int, variable_id: str, tenant:
 
 
 async def fail_import(store: Store, importer: int, variable_id: str, error: ErrorRecord) -> None:
-    """Set the local stub of a variable that cannot be imported to ``error``."""
+    """Set the local stub of a variable that cannot be imported to ``error``; a stub that is gone wants none."""
     await store.partition(importer).call(
         "set_variable", variable_id, "error", error.to_json(), "", 0, "", "", "", "stub"
     )
@@ -203,15 +196,16 @@ async def relay_outbox(store: Store, partition: Partition, count: int = 100) -> 
 async def _deliver(store: Store, variable_id: str, importer: int) -> None:
     record = await Reader(store.of(variable_id, "v")).variable(variable_id)
     target = store.partition(importer)
-    if record is None:
+    if record is None or (record.state is VariableState.READY and record.value is None):  # deleted while it was read
         error = ErrorRecord("Expired", f"variable {variable_id} expired before it reached partition {importer}")
         await fail_import(store, importer, variable_id, error)
     elif record.state is VariableState.ERROR and record.error is not None:
         await fail_import(store, importer, variable_id, record.error)
     elif record.state is VariableState.READY:
         fence = store.ids.token() if record.value_fence else ""
-        value = Value(record.value or "", record.size_bytes, record.digest, fence, record.token_ids, record.tokens_by)
-        await ProducerStore(target).stage(variable_id, value)
+        assert record.value is not None
+        value = Value(record.value, record.size_bytes, record.digest, fence, record.token_ids, record.tokens_by)
+        await target.stage(variable_id, value)
         answer = await target.call(
             "set_variable", variable_id, "value", value.inline, value.fence, value.size_bytes, value.digest,
             value.tokens_text, value.tokens_by, "stub",

@@ -7,12 +7,14 @@ import hashlib
 import importlib.resources
 from collections.abc import Mapping
 
+from parrot_mq.keys import GROUP
 from parrot_mq.settings import StoreSettings
 
 NAMES = (
     "cancel",
     "close_session",
     "complete",
+    "control",
     "delete_ids",
     "discard",
     "dispatch",
@@ -37,6 +39,9 @@ NAMES = (
     "want",
 )
 
+PARTS = {"submit": ("submit_validation", "submit")}
+"""Scripts whose text is in several files."""
+
 
 def _constants(settings: StoreSettings) -> str:
     values = {
@@ -53,7 +58,8 @@ def _constants(settings: StoreSettings) -> str:
         "EVENTS_MAX": settings.events_max_len,
         "UNITS": settings.fanout_units,
     }
-    return "".join(f"local {name} = {round(value)}\n" for name, value in values.items())
+    lines = [f"local {name} = {round(value)}\n" for name, value in values.items()]
+    return "".join(lines) + f"local GROUP = '{GROUP}'\n"
 
 
 class Script:
@@ -74,4 +80,4 @@ def _text(name: str) -> str:
 def load_scripts(settings: StoreSettings) -> Mapping[str, Script]:
     """Return every script by its name, with the constants of ``settings`` built in."""
     head = _constants(settings) + _text("prelude")
-    return {name: Script(name, head + _text(name)) for name in NAMES}
+    return {name: Script(name, head + "".join(map(_text, PARTS.get(name, (name,))))) for name in NAMES}

@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -118,6 +118,11 @@ class RedisServer:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether the server has been started and has not ended; ``start`` brings one that crashed back."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> Path:
         """The file that the server writes its log to."""
         return self.directory / "redis.log"
@@ -162,8 +167,6 @@ class RedisServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
-            self._process = None
-            self._wanted_port = self._port
 
     def __enter__(self) -> Self:
         self.start()
@@ -233,6 +236,7 @@ class RedisServer:
                 with contextlib.suppress(BusyLoadingError, RedisConnectionError, RedisTimeoutError):
                     if client.ping() and client.info("server")["process_id"] == self._process.pid:
                         (self.directory / "url").write_text(self.url + "\n")
+                        self._wanted_port = self._port  # clients know it now: a restart keeps it
                         return True
                 time.sleep(_POLL_S)
         return False
@@ -281,16 +285,3 @@ def running_url(directory: Path | str = DATA_DIRECTORY) -> str | None:
 def known_url(url: str | None, directory: Path | str = DATA_DIRECTORY) -> str | None:
     """Return the Redis to use without starting one: ``url``, else the environment's, else a private one that runs."""
     return url or os.environ.get(URL_VARIABLE) or running_url(directory)
-
-
-@contextlib.asynccontextmanager
-async def resolve_redis(url: str | None = None, directory: Path | str = DATA_DIRECTORY) -> AsyncIterator[str]:
-    """Give the address of a Redis: ``url``, ``PARROT_MQ_REDIS_URL``, a private one that runs, else one started here.
-
-    What was started here is stopped at the end. Raises ``ConfigError`` (with the three ways) where there is none.
-    """
-    if known := known_url(url, directory):
-        yield known
-        return
-    async with RedisServer(directory) as server:
-        yield server.url

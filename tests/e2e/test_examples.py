@@ -50,7 +50,7 @@ def test_example(path: Path, url: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    _, found, made = done.stdout.rpartition(PRINTED[path.name])
+    _, found, made = done.stdout.strip().rpartition(PRINTED[path.name])
     assert found, done.stdout
     assert made.strip(), "the model's text is missing"
 

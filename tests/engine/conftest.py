@@ -131,7 +131,10 @@ def reference(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 
     def model(kind: str) -> Any:
         if kind not in models:
-            models[kind] = transformers.AutoModelForCausalLM.from_pretrained(model_folder(kind)).eval()
+            # Eager: SDPA knows no soft-capped scores, and older versions left them out without a word.
+            models[kind] = transformers.AutoModelForCausalLM.from_pretrained(
+                model_folder(kind), attn_implementation="eager"
+            ).eval()
         return models[kind]
 
     return model

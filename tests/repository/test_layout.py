@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -45,6 +46,29 @@ def test_pins_name_no_build_and_keep_redis_where_arq_needs_it() -> None:
 
 def test_the_core_needs_three_packages() -> None:
     assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"redis", "orjson", "pydantic"}
+
+
+def third_party_imports(folder: Path) -> set[str]:
+    """Return the top-level names that the code under ``folder`` imports, the standard library's and ours left out."""
+    ours = {"parrot_mq", "parrot_kernels", "parrot_workers"}
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - ours
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("parrot_mq", ["cli"]), ("workers/parrot_workers", ["worker"]), ("kernels/parrot_kernels", ["worker"])],
+)
+def test_code_imports_only_what_it_declares(folder: str, extras: list[str]) -> None:
+    """What happens to be there because another package needs it is not there everywhere."""
+    texts = PROJECT["dependencies"] + [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+    assert third_party_imports(ROOT / folder) <= {Requirement(text).name for text in texts}
 
 
 def test_every_script_is_in_the_wheel(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import pytest
 
-from parrot_mq.store import Store
+from parrot_mq.store import Store, connect
+from tests.conftest import fake
 from tests.scheduler.support import App, StubEngine
 
 
@@ -37,10 +38,15 @@ async def running() -> AsyncIterator[Start]:
 
 
 @pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.redis)])
-def shell_store(request: pytest.FixtureRequest) -> Store:
-    """A store on fakeredis and on real Redis in turn."""
-    found: Store = request.getfixturevalue("fake_store" if request.param == "fake" else "store")
-    return found
+async def shell_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """A store on an empty fakeredis and on an empty real Redis in turn."""
+    if request.param == "fake":
+        async with fake() as connected:
+            yield connected
+        return
+    async with await connect(request.getfixturevalue("redis_url")) as connected:
+        await connected.client.flushall()
+        yield connected
 
 
 @pytest.fixture

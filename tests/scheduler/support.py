@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from parrot_mq.errors import Fenced
@@ -192,6 +193,12 @@ class StubEngine:
             value = encode_value("+".join(i.text or "" for i in claim.inputs), self.store.settings, "")
             with contextlib.suppress(Fenced):
                 await store.complete(claim.request, claim.fence, output, value, Usage(num_output_tokens=2))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until ``condition()`` (or what it returns, awaited) is true; the test's time-out bounds it."""
+    while not (await found if inspect.isawaitable(found := condition()) else found):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 # Graphs without a store -----------------------------------------------------------------------------------------------

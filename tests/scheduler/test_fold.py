@@ -193,7 +193,7 @@ def test_engines_are_told_only_what_they_do_not_take_for_granted() -> None:
     apply(core, submitted(("a", (), "ready"), ("b", (), "ready")))
     placed(core)
     core.want("0-v-a", LATENCY)
-    assert core.upgraded == []
+    assert not core.upgraded
     core.want("0-v-b", THROUGHPUT)
     assert [node.id for node in core.upgraded] == ["0-r-b"]
     core.want("0-v-b", LATENCY)

@@ -11,6 +11,7 @@ from parrot_mq.messages import EngineRecord, EngineState, RequestSpec
 from parrot_mq.messages.function import FunctionRecord, SegmentKind
 from parrot_mq.store import EngineStore, SchedulerStore, Store, encode_value
 from parrot_mq.store.records import Assignment, Claim, DispatchItem, Usage
+from parrot_mq.store.scheduler import import_variable, relay_outbox
 
 Answer = Callable[[RequestSpec, str], str]
 
@@ -61,7 +62,7 @@ class FakeService:
             entries = await self.scheduler.read_intake(after, block_ms=None)
             for entry in entries:
                 after = entry.id
-                self._fold(entry.kind, entry.fields)
+                await self._fold(entry.kind, entry.fields)
             while await self.scheduler.propagate():
                 pass
             if self._ready and self.running.is_set():
@@ -69,12 +70,19 @@ class FakeService:
             elif not entries:
                 await asyncio.sleep(0.001)
 
-    def _fold(self, kind: str, fields: dict[str, str]) -> None:
+    async def _fold(self, kind: str, fields: dict[str, str]) -> None:
         if kind == "submitted":
             self.batches.append(fields["batch"])
             states = [item.split(":") for item in fields["states"].split()]
             self._ready.update((rid, None) for rid, _, state in states if state == "ready")
         self._ready.update((item.split(":")[0], None) for item in fields.get("ready", "").split())
+        if kind == "import":
+            status = await import_variable(
+                self.store, self.partition.keys.partition, fields["variable"], fields["tenant"]
+            )
+            assert status in ("pending", "delivered")
+        if kind == "outbox":
+            await relay_outbox(self.store, self.partition)
         if kind == "released":
             self._ready[fields["request"]] = None
 
@@ -94,10 +102,15 @@ class FakeService:
             for entry_id, fields in answer[0][1]
             if "request" in fields
         ]
-        for claim in await self.engine.start("engine-1", assignments):
-            if claim is not None:
-                with contextlib.suppress(Fenced):
-                    await self._complete(claim)
+        claims = [claim for claim in await self.engine.start("engine-1", assignments) if claim is not None]
+        for start in range(0, len(claims), 16):
+            async with asyncio.TaskGroup() as group:
+                for claim in claims[start : start + 16]:
+                    group.create_task(self._finish(claim))
+
+    async def _finish(self, claim: Claim) -> None:
+        with contextlib.suppress(Fenced):
+            await self._complete(claim)
 
     async def _complete(self, claim: Claim) -> None:
         spec = RequestSpec.from_json(claim.spec_json)
@@ -135,6 +148,15 @@ class FakeService:
             binding = spec.bindings[segment.text]
             parts.append(binding.text if binding.text is not None else texts[binding.variable] or "")
         return "".join(parts)
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Wait until ``condition()`` holds; False if it does not within ``timeout_s``."""
+    for _ in range(round(timeout_s / 0.01)):
+        if condition():
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 class Failure(Exception):

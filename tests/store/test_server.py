@@ -16,7 +16,8 @@ from parrot_mq.errors import ConfigError, StoreUnavailable
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store import server as server_module
-from parrot_mq.store.server import RedisServer, embedded_server, find_server, known_url, resolve_redis, running_url
+from parrot_mq.store.resolve import resolve_redis
+from parrot_mq.store.server import RedisServer, embedded_server, find_server, known_url, running_url
 from parrot_mq.store.tether import main as tether_main
 from parrot_mq.store.tether import tethered
 

@@ -194,6 +194,24 @@ class Desk:
 
         return await _eventually(probe)
 
+    async def controls_read(self, engine_id: str) -> None:
+        """Wait until an engine has taken the wake-up for its control messages."""
+        keys = self.store.partition(self.number).keys
+
+        async def probe() -> bool:
+            return bool(await self.store.client.xlen(keys.engine_queue(engine_id)) == 0)
+
+        await _eventually(probe)
+
+    async def engine_state(self, engine_id: str, state: str) -> None:
+        """Wait until an engine is in a state."""
+
+        async def probe() -> bool:
+            record = await self.reader.engine(engine_id)
+            return record is not None and record.state == state
+
+        await _eventually(probe)
+
     async def engine(self, test: Callable[[EngineRecord], bool] = lambda record: True) -> EngineRecord:
         """Wait for an engine that is ready and passes ``test``."""
 

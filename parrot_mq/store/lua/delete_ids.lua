@@ -4,11 +4,12 @@ local key = sess_key(sid)
 if redis.call('HGET', key, 'state') == 'open' then
   return err('Conflict', sid, 'session ' .. sid .. ' is open; close it before it is deleted')
 end
-local later = {}
+local tenant, later = redis.call('HGET', key, 'tenant'), {}
 
 local function delete_variable(id)
   local var = var_key(id)
-  local v = redis.call('HMGET', var, 'state', 'value_fence', 'raw_fence', 'users')
+  local v = redis.call('HMGET', var, 'state', 'value_fence', 'raw_fence', 'users', 'tenant')
+  if v[5] ~= tenant then return end
   if tonumber(v[4] or 1) > 1 then
     -- A stub that other sessions of this partition read as well.
     redis.call('HINCRBY', var, 'users', -1)

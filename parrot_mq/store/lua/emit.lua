@@ -5,7 +5,10 @@ if r[1] ~= 'running' or r[2] ~= ARGV[2] then
 end
 local stream = var_key(r[3]) .. ':tokens'
 local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-if newest and newest[2][2] == ARGV[2] and newest[2][4] == ARGV[3] then return {'ok', 'known'} end
+if newest and table.concat(newest[2], '\0') == table.concat({'fence', ARGV[2], 'offset', ARGV[3], 'ids', ARGV[4],
+    'text', ARGV[6]}, '\0') then
+  return {'ok', 'known'}
+end
 even_when_full()
 redis.call('XADD', stream, '*', 'fence', ARGV[2], 'offset', ARGV[3], 'ids', ARGV[4], 'text', ARGV[6])
 redis.call('PEXPIRE', stream, TOKENS_TTL_MS)

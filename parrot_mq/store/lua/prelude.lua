@@ -3,6 +3,7 @@
 local prefix = string.sub(KEYS[1], 1, -6)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_ms = string.format('%d', now)  -- Redis formats a number anew for every command that gets one
 
 -- What this run did to requests, as "id:rev" pairs for the scheduler's hint.
 local ready, dead = {}, {}
@@ -76,7 +77,7 @@ end
 
 -- `rev` is the request's revision so far.
 local function make_ready(rid, rev)
-  redis.call('HSET', req_key(rid), 'state', 'ready', 'need', 0, 'ready_ms', now, 'engine', '', 'rev', rev + 1)
+  redis.call('HSET', req_key(rid), 'state', 'ready', 'need', '0', 'ready_ms', now_ms, 'engine', '', 'rev', rev + 1)
   ready[#ready + 1] = rid .. ':' .. string.format('%d', rev + 1)
 end
 
@@ -90,7 +91,7 @@ end
 -- `known` is what `to_be_resolved` gave. Returns the new revision.
 local function resolve(vid, known, fields)
   local key, rev, n = var_key(vid), tonumber(known[4]) + 1, #fields
-  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'ready_ms', now, 'rev', rev
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'ready_ms', now_ms, 'rev', rev
   redis.call('HSET', key, unpack(fields))
   if known[3] == '1' then
     redis.call('XADD', key .. ':tokens', '*', 'last', '1')
@@ -141,7 +142,7 @@ end
 -- `name`, `text` a field to write with it. Returns its new revision.
 local function finish(rid, r, state, name, text)
   local key, rev = req_key(rid), tonumber(r.rev) + 1
-  redis.call('HSET', key, 'state', state, 'done_ms', now, 'rev', rev, name, text)
+  redis.call('HSET', key, 'state', state, 'done_ms', now_ms, 'rev', rev, name, text)
   redis.call('HDEL', key, 'spec', 'need', 'entry')
   redis.call('PEXPIRE', key, TOMBSTONE_MS)
   redis.call('ZREM', prefix .. 'live', rid)

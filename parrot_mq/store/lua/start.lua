@@ -22,42 +22,49 @@ local function published(vid)
   return joined(ids)
 end
 
+-- An input as the engine gets it; nil if it was deleted with its session.
+local function input_of(vid, call)
+  local v = redis.call('HMGET', var_key(vid), 'value', 'value_fence', 'token_ids', 'tokens_by', 'raw', 'raw_fence', 'raw_call')
+  if not v[1] and not v[2] then return nil end
+  -- Within one call the continuation sees the raw output.
+  if v[7] and v[7] == call then
+    if v[5] then return {vid, v[5], '', '', ''} end
+    return {vid, '', val_key(vid, v[6] .. '.raw'), '', ''}
+  end
+  return {vid, v[1] or '', v[2] and val_key(vid, v[2]) or '', v[3] or '', v[4] or ''}
+end
+
+-- Takes the lease; answers the claim, or {} for what is not ours (any more) or cannot be run.
+local function claim(rid, fence)
+  local key = req_key(rid)
+  local r = redis.call('HMGET', key, 'state', 'fence', 'session', 'tenant', 'spec', 'output', 'inputs', 'call', 'attempt',
+    'rev')
+  if r[2] ~= fence or (r[1] ~= 'queued' and r[1] ~= 'running') then return {} end
+  local inputs = {}
+  for i, vid in ipairs(words(r[7])) do
+    inputs[i] = input_of(vid, r[8])
+    if not inputs[i] then
+      kill(rid, 'dead', record('Expired', 'input ' .. vid .. ' of request ' .. rid .. ' was deleted with its session', rid))
+      return {}
+    end
+  end
+  local attempt = r[9]
+  if r[1] == 'queued' then
+    attempt = string.format('%d', tonumber(attempt) + 1)
+    redis.call('HSET', key, 'state', 'running', 'started_ms', now, 'attempt', attempt, 'rev', tonumber(r[10]) + 1)
+    event('started', rid, 'engine', engine)
+  end
+  redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, rid)
+  local streamed = redis.call('HGET', var_key(r[6]), 'stream') or ''
+  return {rid, fence, attempt, r[3], r[4], r[5], streamed, (streamed == '1') and published(r[6]) or '', inputs}
+end
+
 local claims = {}
 for i = 3, #ARGV, 3 do
-  local entry, rid, fence = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local key = req_key(rid)
-  local r = redis.call('HMGET', key, 'state', 'fence', 'session', 'tenant', 'spec', 'output', 'inputs', 'call')
-  redis.call('XACK', queue, group, entry)
-  redis.call('XDEL', queue, entry)
-  local claim = {}
-  if r[2] == fence and (r[1] == 'queued' or r[1] == 'running') then
-    if r[1] == 'queued' then
-      redis.call('HSET', key, 'state', 'running', 'started_ms', now)
-      redis.call('HINCRBY', key, 'attempt', 1)
-      redis.call('HINCRBY', key, 'rev', 1)
-      event('started', rid, 'engine', engine)
-    end
-    redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, rid)
-    local attempt = redis.call('HGET', key, 'attempt')
-    local inputs = {}
-    for j, vid in ipairs(words(r[7])) do
-      local v = redis.call('HMGET', var_key(vid), 'value', 'value_fence', 'token_ids', 'tokens_by', 'raw', 'raw_fence',
-        'raw_call')
-      -- Within one call the continuation sees the raw output.
-      local raw = v[7] and v[7] == r[8]
-      local text, reference = v[1] or '', ''
-      if raw and v[5] then
-        text = v[5]
-      elseif raw and v[6] then
-        text, reference = '', val_key(vid, v[6] .. '.raw')
-      elseif v[2] then
-        text, reference = '', val_key(vid, v[2])
-      end
-      inputs[j] = {vid, text, reference, (not raw) and v[3] or '', (not raw) and v[4] or ''}
-    end
-    local streamed = redis.call('HGET', var_key(r[6]), 'stream') or ''
-    claim = {rid, fence, attempt, r[3], r[4], r[5], streamed, (streamed == '1') and published(r[6]) or '', inputs}
-  end
-  claims[#claims + 1] = claim
+  redis.call('XACK', queue, group, ARGV[i])
+  redis.call('XDEL', queue, ARGV[i])
+  claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2])
 end
+settle()
+hint_ready()
 return {'ok', claims}

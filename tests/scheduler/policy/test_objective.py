@@ -5,6 +5,7 @@ import pytest
 from parrot_mq.messages import LATENCY, THROUGHPUT, TPOT, TTFT, Objective, ObjectiveKind
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy import deduce
 from tests.scheduler.support import add, core_with
 
 
@@ -124,8 +125,6 @@ def test_only_what_becomes_stricter_is_visited_again(core: Core) -> None:
     def duration_ms(node: RequestNode) -> float:
         visited.append(node.id)
         return 0.0
-
-    from parrot_mq.scheduler.policy import deduce
 
     deduce(nodes[49], LATENCY, duration_ms)
     assert visited == [f"0-r-n{n}" for n in range(49, 30, -1)]

@@ -22,7 +22,6 @@ from parrot_mq.errors import ConfigError
 NAME = "parrot_paged"
 REMEDY = "choose another model, or serve it by vLLM as an engine of kind openai"
 
-_IGNORED = frozenset({"dropout", "position_ids", "position_embeddings", "is_causal", "use_cache", "layer_idx"})
 _UNSUPPORTED = frozenset({"s_aux", "position_bias", "head_mask", "alibi", "sinks"})
 """Arguments that change the scores in a way this engine does not compute."""
 

@@ -7,7 +7,7 @@ import time
 from parrot_mq.messages import CostModel
 from parrot_workers.engine.model_runner import ModelRunner
 
-REPEATS = 3
+REPEATS = 5
 
 
 def calibrate(runner: ModelRunner, *, max_num_seqs: int, max_num_tokens: int, max_model_len: int) -> CostModel:

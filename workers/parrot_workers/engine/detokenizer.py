@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
-MAX_CHARACTER_BYTES = 4
+MAX_HELD = 16
+"""More trailing U+FFFD than this are no unfinished character but bytes that are no text."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -64,8 +65,10 @@ class Detokenizer:
         decoded = self._decode(self.ids[self._window_start :])
         end = len(decoded)
         if hold:
-            stable = decoded.rstrip(REPLACEMENT)
-            end = max(len(stable), end - MAX_CHARACTER_BYTES + 1)
+            # All of them, not the last three: with byte-fallback tokenizers one unfinished character makes U+FFFD of
+            # every byte token of its run, those of finished characters too.
+            stable = len(decoded.rstrip(REPLACEMENT))
+            end = stable if end - stable <= MAX_HELD else end - MAX_HELD
         if end > self._window_text:
             self.text += decoded[self._window_text : end]
             self._window_text = end

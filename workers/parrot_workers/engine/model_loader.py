@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ class LoadedModel:
         self.dtype: torch.dtype = model.dtype
         config = model.config.get_text_config()
         self._picks_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.max_len: int | None = next((v for f in _LENGTH_FIELDS if (v := getattr(config, f, None))), None)
+        self.max_len = _max_len(config)
         self.eos_ids = _eos_ids(model)
         self.probe_ids = torch.arange(PROBE_LEN, device=device) * 7 % min(config.vocab_size, 97)
         self.layers = self._probe_layers(config)
@@ -100,9 +102,10 @@ def load_model(model: str, *, device: torch.device, dtype: str | torch.dtype) ->
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"{model!r} ({config.model_type}) is no decoder-only language model: {REMEDY}")
     try:
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=parse_dtype(dtype), attn_implementation=attention.NAME
-        )
+        with _without_progress_bar():
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                model, dtype=parse_dtype(dtype), attn_implementation=attention.NAME
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{model!r} cannot be loaded by the torch engine: {error}") from error
     network: torch.nn.Module = loaded
@@ -116,6 +119,29 @@ def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    logging: Any = transformers.utils.logging
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _max_len(config: Any) -> int | None:
+    lengths = [length for field in _LENGTH_FIELDS if (length := getattr(config, field, None))][:1]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in [rope] if "rope_type" in rope else rope.values():
+        # Beyond this length the model turns all positions of the batch by other angles: no batch of several sequences,
+        # and no cache, could follow.
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            lengths.append(part.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+    return min(lengths, default=None)
 
 
 def _eos_ids(model: Any) -> frozenset[int]:

@@ -33,12 +33,16 @@ class PromptEncoder:
         self._limits = limits
 
     def encode(self, segments: tuple[PromptSegment, ...]) -> list[int]:
-        """Return the ids of a prompt: BOS once if the model has one, then every segment's own ids."""
+        """Return the ids of a prompt: BOS once if the model has one, then every segment's own ids.
+
+        Raises InvalidSequence for text that is no Unicode (a lone surrogate).
+        """
         ids: list[int] = []
         for segment in segments:
             if segment.token_ids is not None:
                 ids += segment.token_ids
             else:
+                _check_text(segment.text)
                 ids += self._tokenizer.encode(segment.text, is_first=not ids, is_value=segment.is_value)
         prefix = self._tokenizer.prefix_ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
@@ -89,3 +93,10 @@ class PromptEncoder:
                         f"{name} holds token id {token_id}, but the model's vocabulary ends at "
                         f"{self._limits.vocab_size - 1}: use the ids of this engine's tokenizer"
                     )
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidSequence(f"the prompt is no Unicode text at character {error.start}: clean it up") from None

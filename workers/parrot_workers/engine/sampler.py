@@ -13,6 +13,7 @@ from parrot_workers.engine.sequence import Sequence
 NEVER = float("-inf")
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     """Return the next token id of each sequence; ``logits`` [num_seqs, vocab_size] are its rows and are overwritten.
 

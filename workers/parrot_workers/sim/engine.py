@@ -67,8 +67,8 @@ class SimEngine:
         self._cache = PrefixCache(block_size, num_blocks)
         self._waiting: list[_Sequence] = []
         self._running: dict[str, _Sequence] = {}
-        self._endings: list[SequenceOutput] = []
-        """Sequences that end without another token: invalid or aborted."""
+        self._unsaid: list[SequenceOutput] = []
+        """What ``add`` and ``abort`` have to say: invalid and aborted sequences, forced tokens."""
         self._num_used_blocks = 0
         self._num_generated = 0
         self._num_prefilled = 0
@@ -99,6 +99,9 @@ class SimEngine:
         script = write_script(prompt, sequence.sampling, self._mean_output_tokens, room)
         new = _Sequence(sequence, prompt, num_tokens, num_blocks, script)
         new.num_done = min(len(sequence.forced_ids), len(script.token_ids))
+        if new.num_done:
+            text = script.text[: script.certain[new.num_done - 1]]
+            self._unsaid.append(SequenceOutput(sequence.id, script.token_ids[: new.num_done], text))
         bisect.insort(self._waiting, new, key=lambda waiting: waiting.input.rank)
 
     def abort(self, sequence_id: str) -> None:
@@ -122,7 +125,7 @@ class SimEngine:
         if decoding:
             cost_ms += self._spec.cost.decode_step_ms(len(decoding), sum(sequence.context for sequence in decoding))
         self._clock.spend(cost_ms)
-        outputs, self._endings = self._endings, []
+        outputs, self._unsaid = self._unsaid, []
         outputs += [self._decode(sequence) for sequence in decoding]
         return outputs
 
@@ -140,17 +143,17 @@ class SimEngine:
 
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
-        return bool(self._running or self._waiting or self._endings)
+        return bool(self._running or self._waiting or self._unsaid)
 
     def close(self) -> None:
         """Forget everything."""
         self._waiting.clear()
         self._running.clear()
-        self._endings.clear()
+        self._unsaid.clear()
         self._num_used_blocks = 0
 
     def _end(self, sequence_id: str, finish: FinishReason, num_prompt_tokens: int, error: str) -> None:
-        self._endings.append(
+        self._unsaid.append(
             SequenceOutput(sequence_id, finish=finish, num_prompt_tokens=num_prompt_tokens, error=error)
         )
 

@@ -56,6 +56,7 @@ class Claimer:
         self._claimed = asyncio.Event()
         self._claiming: dict[str, list[Control]] = {}
         self._closed = False
+        self._ended = False
         self.backlog = Backlog()
         self.capacity = 0
         """Sequences the engine runs at once; 0 until it is loaded."""
@@ -91,14 +92,19 @@ class Claimer:
         return self._claiming.get(attempt, [])
 
     async def run(self) -> None:
-        """Claim until cancelled; after ``close``, give back whatever still arrives."""
-        while True:
+        """Claim until ``end``; after ``close``, give back whatever still arrives."""
+        while not self._ended:
             await self._wake.wait()
             self._wake.clear()
             if self._closed:
                 await self._give_back(self.backlog.clear())
             while not self._closed and (batch := self.backlog.pop(self._room())):
                 await self._claim(batch)
+
+    def end(self) -> None:
+        """Have ``run`` return."""
+        self._closed = self._ended = True
+        self._wake.set()
 
     def shut(self) -> None:
         """Claim nothing more."""

@@ -20,9 +20,11 @@ from parrot_mq.errors import (
     ValueTooLarge,
 )
 from parrot_mq.settings import StoreSettings, WorkerSettings
-from parrot_mq.store import encode_value
+from parrot_mq.store import EngineStore, encode_value
+from parrot_mq.store.engine import Completion
 from parrot_mq.store.records import Usage, Value
 from parrot_workers.engine.port import FinishReason, SequenceOutput
+from parrot_workers.worker.outbox import Outbox
 from parrot_workers.worker.run import Run
 from parrot_workers.worker.stepper import monotonic_s
 from parrot_workers.worker.transform import apply_transform
@@ -30,13 +32,13 @@ from parrot_workers.worker.transform import apply_transform
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 32
-"""Writes under way at once; each takes a connection of the pool."""
+"""Pieces and failures being written at once; each takes a connection of the pool."""
 GIVE_UP_S = 300.0
 """How long a result outlasts a Redis that is away or full, before it is dropped and the request runs again."""
 
 
 class Delivery:
-    """Writes outcomes, each as soon as it is there and many at once.
+    """Writes outcomes, each as soon as it is there and many at once. Its tasks belong to ``group``.
 
     ``engine_id`` is named in errors. ``fenced`` is called for a run that turned out to belong to somebody else; nothing
     more of it is written.
@@ -44,16 +46,19 @@ class Delivery:
 
     def __init__(
         self,
+        group: asyncio.TaskGroup,
         store: StoreSettings,
         worker: WorkerSettings,
         engine_id: Callable[[], str],
         fenced: Callable[[Run, str], None],
     ) -> None:
+        self._group = group
         self._store = store
         self._worker = worker
         self._engine_id = engine_id
         self._fenced = fenced
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._outboxes: dict[EngineStore, Outbox] = {}
         self.identity = ""
         """``model@tokenizer_digest``; empty if generated ids mean nothing to anybody else."""
 
@@ -72,7 +77,12 @@ class Delivery:
             if run.dropped or (piece := run.take_piece()) is None:
                 return
             request, fence = run.pair
-            await self._persist(run, lambda: run.store.emit(request, fence, piece.offset, piece.token_ids, piece.text))
+
+            async def emit() -> None:
+                async with self._slots:
+                    await run.store.emit(request, fence, piece.offset, piece.token_ids, piece.text)
+
+            await self._persist(run, emit)
 
     async def finish(self, run: Run, output: SequenceOutput) -> None:
         """Write the outcome of ``run``: its value, or the error that it ended with."""
@@ -92,15 +102,25 @@ class Delivery:
             run_ms=round((now - run.started_s) * 1000, 3),
             finish=output.finish.value if output.finish else "",
         )
-        request, fence = run.pair
-        await self._persist(run, lambda: run.store.complete(request, fence, run.spec.output, value, usage, raw))
+        completion = Completion(*run.pair, run.spec.output, value, usage, raw)
+        await self._persist(run, lambda: self._outbox(run.store).put(completion))
 
     async def fail(self, run: Run, error: StepError, *, retry: bool) -> None:
         """Write a failed attempt."""
         request, fence = run.pair
         record = ErrorRecord(type(error).__name__, str(error), request, self._engine_id(), run.claim.attempt)
         log.info("request %s failed (%s): %s", request, "will be retried" if retry else "for good", error)
-        await self._persist(run, lambda: run.store.fail(request, fence, record, retry=retry))
+
+        async def fail() -> None:
+            async with self._slots:
+                await run.store.fail(request, fence, record, retry=retry)
+
+        await self._persist(run, fail)
+
+    def _outbox(self, store: EngineStore) -> Outbox:
+        if store not in self._outboxes:
+            self._outboxes[store] = Outbox(store, self._group)
+        return self._outboxes[store]
 
     def _values(self, run: Run, output: SequenceOutput) -> tuple[Value, Value | None]:
         """Return the value to store and, where there is a transform, the raw text. Raises a ``StepError``."""
@@ -127,8 +147,7 @@ class Delivery:
         deadline_s = monotonic_s() + GIVE_UP_S
         while not run.dropped:
             try:
-                async with self._slots:
-                    await write()
+                await write()
                 return
             except Fenced as error:
                 self._fenced(run, str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 from parrot_mq.errors import ConfigError
 from parrot_workers.engine.port import Engine
@@ -37,15 +38,23 @@ def _sim(options: Options) -> Engine:
 
 
 def _torch(options: Options) -> Engine:
+    import torch
+
     from parrot_workers.engine.torch_engine import TorchEngine
 
-    given = {
-        "device": options.device,
-        "dtype": options.dtype,
+    given: dict[str, Any] = {
         "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
-        "kv_memory_gib": options.kv_memory_gib,
+        "kv_memory_bytes": round(options.kv_memory_gib * 2**30) if options.kv_memory_gib else None,
         "num_threads": options.num_threads,
     }
-    engine: Engine = TorchEngine(options.model, **{name: value for name, value in given.items() if value is not None})
+    engine: Engine = TorchEngine(
+        options.model,
+        name=options.name,
+        device=options.device or ("cuda:0" if torch.cuda.is_available() else "cpu"),
+        dtype=options.dtype,
+        calibrate=options.calibrate,
+        **{name: value for name, value in given.items() if value is not None},
+    )
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -87,6 +88,9 @@ class Keeper:
         self._beating = asyncio.Lock()
         self._last_beat_s: float | None = None
         self._last_id = ""
+        self._ending = asyncio.Event()
+        self._left: set[str] = set()
+        """Engines that must not come back by a heartbeat."""
 
     async def open(self) -> None:
         """Connect and write the first heartbeat, which makes the engine's streams."""
@@ -94,13 +98,13 @@ class Keeper:
         await self.beat()
 
     async def run(self) -> None:
-        """Beat and renew until cancelled."""
+        """Beat and renew until ``close``."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._beats())
                 group.create_task(self._renewals())
-        except Exception as error:  # noqa: BLE001 - the thread's outermost frame: an engine without it is taken for dead
-            self._report(Broken(error))
+        except* Exception as group:  # noqa: BLE001 - the thread's outermost frame: an engine without a keeper is taken for dead
+            self._report(Broken(group.exceptions[0]))
 
     async def beat(self) -> None:
         """Write a heartbeat now.
@@ -111,6 +115,8 @@ class Keeper:
         store = self._opened()
         async with self._beating:
             record, now = self._describe(), time.monotonic()
+            if record.id in self._left:
+                return
             gap_s = now - self._last_beat_s if self._last_beat_s is not None and record.id == self._last_id else 0.0
             if gap_s > store.settings.heartbeat_ttl_s and not await self._has_streams(record.id):
                 self._report(Reaped(record.id))
@@ -120,12 +126,17 @@ class Keeper:
 
     async def leave(self, engine_id: str) -> None:
         """Take the engine off the list."""
+        self._left.add(engine_id)
         if self._store is not None:
             async with self._beating:
                 await deregister(self._store, engine_id)
 
-    async def close(self) -> None:
-        """Close the connections."""
+    async def close(self, running: asyncio.Task[None] | None) -> None:
+        """End ``running`` (a task of ``run``) and close the connections."""
+        self._ending.set()
+        if running is not None:
+            await asyncio.wait([running], timeout=CLOSE_TIMEOUT_S)
+            running.cancel()
         if self._store is not None:
             await self._store.aclose()
             self._store = None
@@ -157,13 +168,16 @@ class Keeper:
                     self._report(Lost([pair for pair in held if pair[0] in ids], reason))
 
     async def _every(self, interval_s: float, what: str, run: Callable[[], Awaitable[None]]) -> None:
-        while True:
+        # A flag, not a cancellation: asyncio.wait_for, around every send of redis-py, may swallow one on Python 3.11.
+        while not self._ending.is_set():
             started_s = time.monotonic()
             try:
                 await run()
             except (StoreUnavailable, Overloaded) as error:
                 log.warning("%s failed, will try again: %s", what, error)
-            await asyncio.sleep(max(0.0, started_s + interval_s - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(started_s + interval_s - time.monotonic()):
+                    await self._ending.wait()
 
 
 class KeeperThread:
@@ -215,10 +229,7 @@ class KeeperThread:
         self._running = asyncio.get_running_loop().create_task(self._keeper.run())
 
     async def _end(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-        await self._keeper.close()
+        await self._keeper.close(self._running)
 
 
 class KeeperTask:
@@ -243,7 +254,4 @@ class KeeperTask:
 
     async def close(self) -> None:
         """End the task."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-        await self._keeper.close()
+        await self._keeper.close(self._running)

@@ -33,9 +33,11 @@ class Options:
     device: str | None
     dtype: str
     max_num_seqs: int | None
+    max_num_batched_tokens: int | None
     max_model_len: int | None
     kv_memory_gib: float | None
     num_threads: int | None
+    calibrate: bool
     drain_timeout_s: float | None
     instant: bool
     mean_output_tokens: int
@@ -112,9 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu or cuda:N; default: a GPU if there is one")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     add("--max-num-seqs", type=_positive(int), metavar="N", help="sequences that run at once")
+    add("--max-num-batched-tokens", type=_positive(int), metavar="N", help="tokens that one step computes")
     add("--max-model-len", type=_positive(int), metavar="N", help="tokens of prompt and output together")
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
     add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model")
+    add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--drain-timeout-s", type=float, metavar="S", help="how long requests may go on after SIGTERM")
     add("--verbose", action="store_true", help="log more, and show the traceback of an error")
     sim = parser.add_argument_group("simulated engines")

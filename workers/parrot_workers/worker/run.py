@@ -48,6 +48,8 @@ class Run:
     """It is not ours any more: nothing of it may be written."""
     token_ids: list[int] = dataclasses.field(default_factory=list)
     text: list[str] = dataclasses.field(default_factory=list)
+    num_replayed: int = 0
+    """Published tokens that the engine has said again."""
     num_emitted: int = 0
     """Tokens of ``token_ids`` that were streamed."""
     news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -69,9 +71,15 @@ class Run:
         return not self.left.is_set()
 
     def add(self, output: SequenceOutput) -> None:
-        """Keep what a step produced."""
-        self.token_ids.extend(output.token_ids)
-        if output.text:
+        """Keep what a step produced.
+
+        An engine begins with the tokens that it was forced to take, in one output of their own, with the text that
+        was certain after them: readers have both already.
+        """
+        again = min(len(output.token_ids), len(self.claim.published_ids) - self.num_replayed)
+        self.num_replayed += again
+        self.token_ids.extend(output.token_ids[again:])
+        if output.text and not again:
             self.text.append(output.text)
         self.news.set()
 

@@ -38,7 +38,7 @@ class Runner:
         self._stepper = stepper
         self._vitals = vitals
         self.table = RunTable(leases)
-        self.delivery = Delivery(store, worker, lambda: vitals.engine_id, self.drop)
+        self.delivery = Delivery(group, store, worker, lambda: vitals.engine_id, self.drop)
         self.claimer = Claimer(
             worker,
             self.table,

@@ -120,17 +120,23 @@ class EngineWorker:
             self._vitals.watch(lambda: self._stepper.stats, lambda: len(self._runner.claimer.backlog))
             consumer = group.create_task(self._consume())
             self._stepper.start()
-            await self._settled.wait()
-            if not self._stopping.is_set():
-                await self._serve(store)
-            consumer.cancel()
+            try:
+                await self._settled.wait()
+                if not self._stopping.is_set():
+                    await self._serve(store)
+            finally:
+                # Flags, not cancellations alone: redis-py on Python 3.11 may swallow one.
+                self._closed.set()
+                self._runner.claimer.end()
+                self._runner.drop_all("the worker ends")
+                consumer.cancel()
 
     async def _serve(self, store: Store) -> None:
         """Take work until stopped, then drain."""
         await self._briefly(self._keeper.beat(), "say that it is ready")
         log.info("engine %s serves model %s", self.engine_id, self._name)
         self.ready.set()
-        claiming = self._group.create_task(self._runner.claimer.run())
+        self._group.create_task(self._runner.claimer.run())
         receiving = [
             self._group.create_task(
                 receive_loop(
@@ -146,7 +152,6 @@ class EngineWorker:
             task.cancel()
         await asyncio.wait(receiving)
         await self._runner.claimer.close()
-        claiming.cancel()
 
     async def _receive(self, store: EngineStore, assignments: list[Assignment], controls: list[Control]) -> None:
         self._runner.receive(store, assignments, controls)
@@ -162,7 +167,6 @@ class EngineWorker:
         await self._until_quiet(0.0 if self._hurried else self._settings.drain_timeout_s)
         await self._briefly(runner.give_back_running("the worker ends"), "give its requests back")
         await self._until_quiet(FAREWELL_S)
-        runner.drop_all("its outcome could not be written in time")
 
     async def _until_quiet(self, timeout_s: float) -> None:
         """Wait until every run has ended, for ``timeout_s`` or until somebody is in a hurry."""

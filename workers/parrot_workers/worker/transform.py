@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
@@ -10,6 +11,8 @@ from parrot_mq.errors import TransformFailed
 from parrot_mq.messages import Transform, TransformKind
 
 _EXCERPT = 120
+MAX_CANDIDATES = 32
+"""Brackets at which the beginning of the JSON is looked for: text made of brackets must not hold the worker up."""
 
 
 def apply_transform(transform: Transform, text: str) -> str:
@@ -41,7 +44,7 @@ def _json_field(path: str, text: str) -> str:
 
 def _first_json(text: str) -> Any:
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"[{\[]", text):
+    for match in itertools.islice(re.finditer(r"[{\[]", text), MAX_CANDIDATES):
         try:
             return decoder.raw_decode(text, match.start())[0]
         except (json.JSONDecodeError, RecursionError):

@@ -1,0 +1,131 @@
+"""``parrot-mq show``: what stands in Redis, as tables."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console, RenderableType
+
+import parrot_mq as P
+from parrot_mq.cli import main
+from parrot_mq.cli.show import (
+    _age,
+    call_view,
+    engines_view,
+    session_view,
+    sessions_view,
+    variable_view,
+)
+from parrot_mq.keys import ENGINES
+from parrot_mq.messages import EngineRecord, EngineState
+from parrot_mq.store import Store
+from parrot_mq.store.engine import register
+from tests.sdk.fake_service import Failure, FakeService
+
+
+@P.semantic_function
+def draft(topic: P.Input, text: P.Output = P.output(max_tokens=5)) -> None:
+    """Write about {{topic}}:{{text}}"""
+
+
+@P.semantic_function
+def check(text: P.Input, verdict: P.Output = P.output(max_tokens=5)) -> None:
+    """Is this right? {{text}}:{{verdict}}"""
+
+
+def text_of(view: RenderableType) -> str:
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(view)
+    return console.export_text()
+
+
+async def test_sessions_and_their_requests(fake_store: Store) -> None:
+    async with (
+        FakeService(fake_store).serving() as service,
+        P.connect(store=fake_store) as client,
+        client.session(tenant="acme [x]") as session,
+    ):
+        service.running.clear()
+        text = draft("parrots")
+        verdict = check(text)
+        await verdict.published()
+        listed = text_of(await sessions_view(fake_store))
+        assert session.id in listed
+        assert "acme [x]" in listed
+        shown = text_of(await session_view(fake_store, session.id))
+        assert shown.index("draft") < shown.index("check")
+        assert "2 live" in shown
+        assert "waiting" in shown
+        waiting = text_of(await variable_view(fake_store, text.id))
+        assert "pending" in waiting
+        assert "waiting for it" in waiting
+        assert "draft" in waiting
+        service.running.set()
+        await verdict.get(timeout_s=30)
+        shown = text_of(await session_view(fake_store, session.id))
+        assert shown.count("done") == 2
+        assert "0 live" in shown
+        assert text.call is not None
+        called = text_of(await call_view(fake_store, text.call.id))
+        assert "draft" in called
+        assert "check" not in called
+        ready = text_of(await variable_view(fake_store, text.id))
+        assert "<draft.text:" in ready
+        assert "ready" in ready
+        assert "latency" in text_of(await variable_view(fake_store, verdict.id))
+
+
+async def test_an_error_is_shown_where_it_happened(fake_store: Store) -> None:
+    def refuse(spec: object, prompt: str) -> str:
+        raise Failure("InvalidRequest", "the prompt is [too] long")
+
+    async with (
+        FakeService(fake_store, refuse).serving(),
+        P.connect(store=fake_store) as client,
+        client.session() as session,
+    ):
+        text = draft("parrots")
+        with pytest.raises(P.InvalidRequest):
+            await text.get(timeout_s=30)
+        assert "InvalidRequest: the prompt is [too] long" in text_of(await variable_view(fake_store, text.id))
+        shown = text_of(await session_view(fake_store, session.id))
+        assert "dead" in shown
+        assert "the prompt is [too] long" in shown
+
+
+async def test_what_does_not_exist_is_an_error_with_a_way_on(fake_store: Store) -> None:
+    with pytest.raises(P.UnknownSession, match="parrot-mq show session"):
+        await session_view(fake_store, "0-s-nothing")
+    with pytest.raises(P.UnknownVariable, match="no variable 0-v-nothing"):
+        await variable_view(fake_store, "0-v-nothing")
+    with pytest.raises(P.UnknownVariable, match="no session has a call"):
+        await call_view(fake_store, "0-c-nothing")
+    with pytest.raises(P.BadType, match="is the id of a session"):
+        await variable_view(fake_store, "0-s-nothing")
+
+
+async def test_engines_dead_ones_included(fake_store: Store) -> None:
+    record = EngineRecord("e-1", "torch", "tiny [b]", EngineState.READY, 8, num_running=3, host="here", pid=7)
+    await register(fake_store, record)
+    await fake_store.client.zadd(ENGINES, {"e-0": 1})
+    shown = text_of(await engines_view(fake_store))
+    for words in ("e-1", "torch", "tiny [b]", "3/8", "here:7", "e-0", "no heartbeat"):
+        assert words in shown
+
+
+@pytest.mark.redis
+def test_from_the_command_line(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "engines", "--redis-url", redis_url]) == 0
+    assert "engines" in capsys.readouterr().out
+    assert main(["show", "session", "--redis-url", redis_url]) == 0
+    assert main(["show", "session", "0-s-x", "--redis-url", redis_url]) == 1
+    assert main(["show", "var", "0-v-x", "--redis-url", redis_url]) == 1
+    assert main(["show", "call", "what", "--redis-url", redis_url]) == 1
+    assert "is not an id of parrot_mq" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (90, "1.5 min"), (7200, "2.0 h"), (172800, "2.0 d")])
+def test_ages(seconds: float, text: str) -> None:
+    assert _age(round((time.time() - seconds) * 1000)) == text

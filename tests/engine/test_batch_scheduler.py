@@ -1,0 +1,198 @@
+"""The plan of each step, without a model: budgets, order, admission, preemption."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from parrot_mq.messages import ObjectiveKind, SamplingParams
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.block_manager import BlockManager
+from parrot_workers.engine.detokenizer import Detokenizer
+from parrot_workers.engine.port import SequenceInput
+from parrot_workers.engine.sequence import Sequence, SequenceStatus
+
+THROUGHPUT, LATENCY = ObjectiveKind.THROUGHPUT, ObjectiveKind.LATENCY
+BLOCK_SIZE = 4
+
+
+class Bench:
+    """A scheduler whose plans are carried out by counting."""
+
+    def __init__(self, num_blocks: int = 100, max_num_seqs: int = 4, budget: int = 16) -> None:
+        self.blocks = BlockManager(num_blocks, BLOCK_SIZE)
+        self.scheduler = BatchScheduler(self.blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
+        self.arrival = 0
+        self.finished: list[str] = []
+        self.preempted: set[str] = set()
+        self.slots: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
+        """(block, offset) -> the salt and the whole prefix whose key was computed there."""
+
+    def add(
+        self, length: int, max_tokens: int = 3, objective: ObjectiveKind = LATENCY, salt: str = "", rank: float = 0.0
+    ) -> Sequence:
+        self.arrival += 1
+        sequence = Sequence(
+            SequenceInput(f"s{self.arrival}", (), SamplingParams(max_tokens=max_tokens), objective, rank, salt),
+            [*range(length)], Detokenizer(lambda ids: ""),
+            arrival=self.arrival, max_output_tokens=max_tokens, stop_ids=frozenset(),
+        )  # fmt: skip
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[tuple[str, int, int]]:
+        """Plan and carry out a step; return (id, start, number of tokens) of its chunks."""
+        chunks = self.scheduler.plan()
+        assert sum(chunk.num_tokens for chunk in chunks) <= self.scheduler.max_num_batched_tokens
+        assert len({chunk.sequence.id for chunk in chunks}) == len(chunks) <= self.scheduler.max_num_seqs
+        self.preempted |= {s.id for s in self.scheduler if s.status is SequenceStatus.PREEMPTED}
+        for chunk in chunks:
+            sequence = chunk.sequence
+            assert sequence.status is SequenceStatus.RUNNING
+            assert chunk.start == sequence.num_computed_tokens
+            assert chunk.num_tokens >= 1
+            for position in range(chunk.start, chunk.start + chunk.num_tokens):
+                slot = sequence.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE
+                self.slots[slot] = (sequence.source.salt, tuple(sequence.token_ids[: position + 1]))
+            sequence.num_computed_tokens += chunk.num_tokens
+            assert sequence.num_computed_tokens <= len(sequence.block_table) * BLOCK_SIZE
+            assert chunk.samples == (sequence.num_computed_tokens == sequence.num_tokens)
+            if chunk.samples:
+                sequence.append(7)
+                if sequence.finish is not None:
+                    self.scheduler.remove(sequence)
+                    self.finished.append(sequence.id)
+        self.blocks.check(self.scheduler)
+        self.check_cache()
+        return [(chunk.sequence.id, chunk.start, chunk.num_tokens) for chunk in chunks]
+
+    def check_cache(self) -> None:
+        """Whatever the prefix cache offers was computed; asked for by followers that are a token longer."""
+        for sequence in self.scheduler:
+            follower = Sequence(
+                sequence.source, [*sequence.token_ids, 0], Detokenizer(lambda ids: ""),
+                arrival=0, max_output_tokens=1, stop_ids=frozenset(),
+            )  # fmt: skip
+            for index, block in enumerate(self.blocks.match(follower)):
+                for offset in range(BLOCK_SIZE):
+                    prefix = tuple(sequence.token_ids[: index * BLOCK_SIZE + offset + 1])
+                    assert self.slots[block, offset] == (sequence.source.salt, prefix)
+
+
+def test_decode_goes_before_prefill_in_one_budget() -> None:
+    bench = Bench(budget=10)
+    bench.add(6, salt="a")
+    assert bench.step() == [("s1", 0, 6)]
+    bench.add(14, salt="b")
+    assert bench.step() == [("s1", 6, 1), ("s2", 0, 9)]
+    assert bench.step() == [("s1", 7, 1), ("s2", 9, 5)]
+
+
+def test_a_running_prompt_goes_before_a_waiting_one() -> None:
+    bench = Bench(budget=10)
+    bench.add(14, objective=THROUGHPUT, salt="a")
+    bench.step()
+    bench.add(8, salt="b")
+    assert bench.step() == [("s1", 10, 4), ("s2", 0, 6)]
+
+
+def test_the_order_is_objective_then_age() -> None:
+    bench = Bench(max_num_seqs=1)
+    for objective in (THROUGHPUT, LATENCY, ObjectiveKind.DEADLINE, LATENCY, ObjectiveKind.TPOT):
+        bench.add(2, 1, objective)
+    for _ in range(5):
+        bench.step()
+    assert bench.finished == ["s3", "s2", "s4", "s5", "s1"]
+
+
+def test_nobody_overtakes_one_that_does_not_fit() -> None:
+    bench = Bench(num_blocks=6, budget=40)
+    bench.add(12, 8)
+    bench.add(16, 1, salt="x")
+    bench.add(2, 1)
+    bench.step()
+    assert [s.id for s in bench.scheduler.running] == ["s1"]
+    assert [s.id for s in bench.scheduler.waiting] == ["s2", "s3"]
+
+
+def test_the_youngest_throughput_sequence_gives_way() -> None:
+    bench = Bench(num_blocks=8, budget=40)
+    bench.add(8, 20, THROUGHPUT, "a")
+    bench.add(8, 20, LATENCY, "b")
+    while bench.scheduler.num_preemptions == 0:
+        bench.step()
+    assert bench.preempted == {"s1"}
+    while "s2" not in bench.finished:
+        bench.step()
+    assert bench.preempted == {"s1"}
+
+
+def test_else_the_youngest_gives_way() -> None:
+    bench = Bench(num_blocks=8, budget=40)
+    bench.add(8, 20, LATENCY, "a")
+    bench.add(8, 20, LATENCY, "b")
+    while len(bench.finished) < 2:
+        bench.step()
+    assert bench.preempted == {"s2"}
+    assert bench.finished == ["s1", "s2"]
+
+
+def test_a_preempted_sequence_finds_its_own_prefix() -> None:
+    bench = Bench(num_blocks=9, budget=40)
+    bench.add(8, 16, LATENCY, "a")
+    second = bench.add(8, 16, LATENCY, "b")
+    while second.status is not SequenceStatus.PREEMPTED:
+        bench.step()
+    while second.status is SequenceStatus.PREEMPTED:
+        chunks = bench.step()
+    assert {name: start for name, start, _ in chunks}["s2"] > 0
+    assert second.num_cached_tokens == 0
+
+
+def test_a_plan_that_preempts_publishes_nothing_it_does_not_compute() -> None:
+    bench = Bench(num_blocks=10, budget=40)
+    # The younger one is planned first, for its rank, and would fill a block; then the older one takes its blocks.
+    bench.add(16, 20, LATENCY, "a", rank=1.0)
+    younger = bench.add(15, 20, LATENCY, "b", rank=0.0)
+    while younger.status is not SequenceStatus.PREEMPTED:
+        bench.step()
+    assert bench.preempted == {"s2"}
+    while len(bench.finished) < 2:
+        bench.step()
+
+
+def test_restart_forgets_everything() -> None:
+    bench = Bench()
+    first = bench.add(9)
+    bench.step()
+    bench.scheduler.restart()
+    assert (first.status, first.num_computed_tokens, first.block_table) == (SequenceStatus.PREEMPTED, 0, [])
+    assert bench.step() == [("s1", 0, 10)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.integers(0, 6), st.integers(1, 20), st.integers(1, 12), st.sampled_from([THROUGHPUT, LATENCY]),
+            st.sampled_from("ab"), st.integers(0, 2),
+        ),
+        min_size=1, max_size=12,
+    ),
+    num_blocks=st.integers(8, 20),
+    budget=st.integers(3, 20),
+)  # fmt: skip
+def test_everything_ends_whatever_arrives(
+    requests: list[tuple[int, int, int, ObjectiveKind, str, int]], num_blocks: int, budget: int
+) -> None:
+    bench = Bench(num_blocks, max_num_seqs=3, budget=budget)
+    for pause, length, max_tokens, objective, salt, rank in requests:
+        for _ in range(pause):
+            bench.step()
+        bench.add(length, max_tokens, objective, salt, rank)
+    for _ in range(2000):
+        if not [*bench.scheduler]:
+            break
+        assert bench.step()
+    assert len(bench.finished) == len(requests)
+    assert bench.blocks.num_free_blocks == num_blocks

@@ -1,0 +1,96 @@
+"""A scheduler and engines as processes beside a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import parrot_mq as P
+from parrot_mq.process import ChildFailed, ChildState, Restarts
+from parrot_mq.stack import EngineChoice, NotReady, run_stack
+
+pytestmark = pytest.mark.redis
+
+SIM = EngineChoice("sim", arguments=("--instant",))
+FAST = Restarts(limit=2, min_s=0.05)
+
+
+@P.semantic_function
+def shout(word: P.Input, loud: P.Output = P.output(max_tokens=8)) -> None:
+    """Say it louder. echo:{{word}}{{loud}}"""
+
+
+async def test_a_stack_serves_and_a_killed_process_comes_back(redis_url: str) -> None:
+    states: list[tuple[str, ChildState]] = []
+
+    def note(name: str, state: ChildState, detail: str) -> None:
+        states.append((name, state))
+
+    ready: list[str] = []
+    async with run_stack(redis_url, [SIM, SIM], restarts=FAST, on_state=note) as stack:
+        await stack.wait_until_ready(60, ready.append)
+        assert sorted(ready) == ["engine-1", "engine-2", "scheduler"]
+        async with P.connect(redis_url) as client, client.session():
+            assert await shout("one").get(timeout_s=30) == "one"
+            for child in stack.children:
+                child.kill()
+            assert await shout("two").get(timeout_s=60) == "two"
+            await stack.wait_until_ready(60)
+        assert sum(state is ChildState.CRASHED for _, state in states) == 3
+    assert all(child.pid is None for child in stack.children)
+
+
+async def test_an_engine_that_cannot_start_ends_the_stack(redis_url: str) -> None:
+    async def start() -> None:
+        async with run_stack(redis_url, [EngineChoice("torch", "/nowhere")], scheduler=False) as stack:
+            await stack.wait_until_ready(60)
+
+    with pytest.raises(ChildFailed, match="engine-1 ended with status 2: error: --model /nowhere: there is no folder"):
+        await start()
+
+
+async def test_not_ready_in_time_names_the_process(redis_url: str) -> None:
+    async with run_stack(redis_url, [SIM], scheduler=False) as stack:
+        with pytest.raises(NotReady, match="engine-1 was not ready within 0 s"):
+            await stack.wait_until_ready(0)
+
+
+async def test_the_callers_error_is_the_callers(redis_url: str) -> None:
+    async def fail() -> None:
+        async with run_stack(redis_url, [SIM], scheduler=False) as stack:
+            stack.kill()
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await fail()
+
+
+async def test_two_errors_at_once_are_both_told(redis_url: str) -> None:
+    async def start() -> None:
+        async with run_stack(redis_url, [EngineChoice("torch", "/nowhere")], scheduler=False):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ValueError("mine") from None
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await start()
+    assert {type(error) for error in caught.value.exceptions} == {ValueError, ChildFailed}
+
+
+def test_commands() -> None:
+    command = EngineChoice("torch", "some/model", ("--device", "cpu")).command("redis://x")
+    assert command[1:] == [
+        "-m",
+        "parrot_workers",
+        "--redis-url",
+        "redis://x",
+        "--engine",
+        "torch",
+        "--model",
+        "some/model",
+        "--device",
+        "cpu",
+    ]
+    assert "--model" not in EngineChoice().command("redis://x")

@@ -1,0 +1,245 @@
+"""The simulated engine: deterministic text, batching, blocks, costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parrot_mq.messages import CostModel, SamplingParams
+from parrot_workers.engine.port import Engine, FinishReason, PromptSegment, SequenceInput, SequenceOutput
+from parrot_workers.sim import InstantClock, RealClock, SimEngine
+from parrot_workers.sim.prefix_cache import PrefixCache
+from parrot_workers.sim.script import count_tokens, write_script
+
+
+def sequence(
+    name: str, prompt: str, *, rank: float = 0, forced: tuple[int, ...] = (), **sampling: Any
+) -> SequenceInput:
+    segments = (PromptSegment(prompt),)
+    return SequenceInput(name, segments, SamplingParams(**sampling), rank=rank, forced_ids=forced)
+
+
+def run(engine: Engine, *sequences: SequenceInput) -> dict[str, list[SequenceOutput]]:
+    for one in sequences:
+        engine.add(one)
+    outputs: dict[str, list[SequenceOutput]] = {one.id: [] for one in sequences}
+    while engine.has_work():
+        for output in engine.step():
+            outputs[output.id].append(output)
+    return outputs
+
+
+def instant(**options: Any) -> SimEngine:
+    return SimEngine(clock=InstantClock(), **options)
+
+
+def test_the_text_depends_on_prompt_and_seed_alone() -> None:
+    alone = run(instant(), sequence("a", "Tell me", max_tokens=20))["a"][-1]
+    batch = run(instant(), *[sequence(str(n), "Tell me", max_tokens=20) for n in range(5)])
+    assert {outputs[-1].full_text for outputs in batch.values()} == {alone.full_text}
+    assert len(alone.full_text.split()) == 20
+    other = run(instant(), sequence("a", "Tell me", max_tokens=20, seed=1))["a"][-1]
+    assert other.full_text != alone.full_text
+    assert run(instant(), sequence("a", "Tell you", max_tokens=20))["a"][-1].full_text != alone.full_text
+
+
+def test_the_text_is_the_same_in_every_process() -> None:
+    script = (
+        "from parrot_mq.messages import SamplingParams\n"
+        "from parrot_workers.sim.script import write_script\n"
+        "print(write_script('Tell me', SamplingParams(max_tokens=9), 0, 100).text)\n"
+    )
+    path = "import sys; sys.path[:0] = ['.', 'workers']\n"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", path + script],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert told == {write_script("Tell me", SamplingParams(max_tokens=9), 0, 100).text + "\n"}
+
+
+def test_outputs_add_up() -> None:
+    outputs = run(instant(), sequence("a", "Tell me", max_tokens=7))["a"]
+    last = outputs[-1]
+    assert "".join(output.text for output in outputs) == last.full_text
+    assert tuple(i for output in outputs for i in output.token_ids) == last.full_token_ids
+    assert last.finish is FinishReason.LENGTH
+    assert (last.num_prompt_tokens, last.num_output_tokens) == (2, 7)
+    assert [output.finish for output in outputs[:-1]] == [None] * 6
+
+
+def test_forced_tokens_come_first_in_an_output_of_their_own() -> None:
+    whole = run(instant(), sequence("a", "Tell me", max_tokens=7))["a"]
+    ids = whole[-1].full_token_ids
+    for count in range(1, 8):
+        first, *rest = run(instant(), sequence("a", "Tell me", max_tokens=7, forced=ids[:count]))["a"]
+        assert first.token_ids == ids[:count]
+        assert first.text == "".join(output.text for output in whole[:count])
+        assert tuple(i for output in rest for i in output.token_ids) == ids[count:]
+        assert first.text + "".join(output.text for output in rest) == whole[-1].full_text
+        assert (rest[-1].full_text, rest[-1].num_output_tokens) == (whole[-1].full_text, 7)
+
+
+def test_echo_says_what_stands_behind_it() -> None:
+    output = run(instant(), sequence("a", "an echo:old one echo:  two\nlines ", max_tokens=9))["a"][-1]
+    assert (output.full_text, output.finish) == ("  two\nlines ", FinishReason.STOP)
+    assert run(instant(), sequence("a", "echo:one two", max_tokens=1))["a"][-1].full_text == "one"
+    nothing = run(instant(), sequence("a", "echo:"))["a"][-1]
+    assert (nothing.full_text, nothing.finish) == ("", FinishReason.STOP)
+
+
+def test_lengths_are_drawn_around_the_mean() -> None:
+    engine = instant(mean_output_tokens=20)
+    outputs = run(engine, *[sequence(str(n), f"prompt {n}", max_tokens=1000) for n in range(200)])
+    lengths = [each[-1].num_output_tokens for each in outputs.values()]
+    assert 10 < sum(lengths) / len(lengths) < 30
+    assert len(set(lengths)) > 20
+    fixed = run(instant(mean_output_tokens=20), sequence("a", "x", max_tokens=50, ignore_eos=True))["a"][-1]
+    assert fixed.num_output_tokens == 50
+    least = run(instant(mean_output_tokens=1), sequence("a", "x", max_tokens=50, min_tokens=30))["a"][-1]
+    assert least.num_output_tokens >= 30
+
+
+def test_min_tokens_holds_stop_strings_off() -> None:
+    outputs = run(instant(), sequence("a", "echo:stop go stop go", stop=("stop",), min_tokens=2, max_tokens=9))["a"]
+    assert outputs[-1].full_text == "stop go "
+    assert outputs[-1].full_token_ids == ()
+
+
+@given(
+    words=st.lists(st.text("abx ", min_size=1, max_size=4), max_size=12),
+    stops=st.lists(st.text("abx ", min_size=1, max_size=4), max_size=3),
+)
+def test_stop_strings_are_exact_and_never_leak(words: list[str], stops: list[str]) -> None:
+    text = "".join(words)
+    outputs = run(instant(), sequence("a", "echo:" + text, stop=tuple(stops), max_tokens=1000))["a"]
+    cuts = [text.find(stop) for stop in stops if stop in text]
+    said = outputs[-1].full_text
+    assert "".join(output.text for output in outputs) == said
+    assert not any(stop in said for stop in stops)
+    if not cuts:
+        assert said == text
+    else:
+        # Tokens come one by one, so the stop string that is complete first cuts; it need not begin first.
+        assert text.startswith(said)
+        assert any(text[len(said) :].startswith(stop) for stop in stops)
+
+
+def test_the_lowest_rank_is_admitted_first_and_max_num_seqs_holds() -> None:
+    engine = instant(max_num_seqs=2)
+    for rank in (3, 1, 2, 0):
+        engine.add(sequence(str(rank), "x", rank=rank, max_tokens=3))
+    assert {output.id for output in engine.step()} == {"0", "1"}
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (2, 2)
+    finished = [o.id for _ in range(9) for o in engine.step() if o.finish]
+    assert finished == ["0", "1", "2", "3"]
+
+
+def test_blocks_bound_admission_and_come_back() -> None:
+    engine = instant(num_blocks=4, block_size=16)
+    for name in "abc":
+        engine.add(sequence(name, "x" * 40, max_tokens=20))  # 10 + 20 tokens: two blocks
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_free_blocks) == (2, 0)
+    engine.abort("a")
+    engine.step()
+    assert engine.stats().num_running == 2
+    while engine.has_work():
+        engine.step()
+    assert engine.stats().num_free_blocks == 4
+
+
+def test_what_can_never_run_is_invalid() -> None:
+    engine = instant(max_model_len=10)
+    output = run(engine, sequence("a", "y" * 100))["a"][-1]
+    assert (output.finish, output.num_prompt_tokens) == (FinishReason.INVALID, 25)
+    assert "25 tokens" in output.error
+    assert "takes 9" in output.error
+    output = run(instant(num_blocks=2), sequence("a", "y", max_tokens=100))["a"][-1]
+    assert output.finish is FinishReason.INVALID
+    assert "7 blocks" in output.error
+
+
+def test_output_stops_at_the_models_length() -> None:
+    output = run(instant(max_model_len=10), sequence("a", "y" * 16, max_tokens=100))["a"][-1]
+    assert (output.num_output_tokens, output.finish) == (6, FinishReason.LENGTH)
+
+
+def test_abort_ends_running_and_waiting_sequences() -> None:
+    engine = instant(max_num_seqs=1)
+    engine.add(sequence("running", "x"))
+    engine.add(sequence("waiting", "x"))
+    engine.step()
+    for name in ("running", "waiting", "unknown"):
+        engine.abort(name)
+    assert [(o.id, o.finish) for o in engine.step()] == [
+        ("running", FinishReason.ABORTED),
+        ("waiting", FinishReason.ABORTED),
+    ]
+    assert not engine.has_work()
+    assert engine.step() == []
+
+
+def test_costs_follow_the_model_and_cached_prefixes_are_free() -> None:
+    clock = InstantClock()
+    cost = CostModel(
+        prefill_per_token_ms=1.0, decode_base_ms=10.0, decode_per_seq_ms=2.0, decode_per_context_token_ms=0.0
+    )
+    engine = SimEngine(cost=cost, clock=clock)
+    prompt = "z" * 4 * 32
+    run(engine, sequence("a", prompt, max_tokens=2))
+    assert clock.elapsed_ms == 32 + 2 * 12
+    cached = run(engine, sequence("b", prompt + "z" * 4 * 8, max_tokens=1))["b"][-1]
+    assert cached.num_cached_tokens == 32
+    assert clock.elapsed_ms == 32 + 2 * 12 + 8 + 12
+    assert engine.stats().num_cached_tokens == 32
+    assert engine.stats().num_prefill_tokens == 40
+
+
+def test_long_prompts_are_prefilled_in_parts() -> None:
+    engine = instant()
+    engine.add(sequence("a", "w" * 4 * 5000, max_tokens=1))
+    assert engine.step() == []
+    assert engine.step() == []
+    assert engine.step()[0].finish is FinishReason.LENGTH
+
+
+def test_the_prefix_cache_separates_tenants_and_forgets_the_oldest() -> None:
+    cache = PrefixCache(block_size=1, num_blocks=3)
+    assert cache.read("aaaabbbbcc", "acme") == 0
+    assert cache.read("aaaabbbbcc", "acme") == 2
+    assert cache.read("aaaabbbb", "other") == 0
+    assert cache.read("aaaa", "other") == 1
+    assert cache.read("aaaabbbb", "acme") == 0
+
+
+def test_close_forgets_everything() -> None:
+    engine = instant()
+    engine.add(sequence("a", "x"))
+    engine.step()
+    engine.close()
+    engine.close()
+    assert not engine.has_work()
+    assert engine.stats().num_free_blocks == engine.spec.num_blocks
+
+
+def test_a_real_clock_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    RealClock(speed=10).spend(500)
+    RealClock().spend(0)
+    assert slept == [0.05]
+
+
+def test_tokens_are_counted_in_bytes() -> None:
+    assert [count_tokens(text) for text in ("", "a", "abcd", "ééé", "\ud800")] == [0, 1, 1, 2, 1]
