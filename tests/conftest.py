@@ -73,7 +73,8 @@ async def store(redis_url: str) -> AsyncIterator[Store]:
 @contextlib.asynccontextmanager
 async def fake(settings: StoreSettings | None = None) -> AsyncIterator[Store]:
     """Connect a store to a fakeredis of its own."""
-    client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    # redis-py 8 has a time-out by default, and on Python 3.11 that swallows the cancellation of a task.
+    client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True, socket_timeout=None)
     async with await connect("redis://fake", settings or StoreSettings(), client=client) as connected:
         yield connected
 

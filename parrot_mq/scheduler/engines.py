@@ -14,6 +14,9 @@ from parrot_mq.store import Store
 from parrot_mq.store.reader import engines
 from parrot_mq.store.scheduler import SchedulerStore, forget_engine
 
+MAX_RUNNING = 200
+"""Requests of a dead engine in one script call."""
+
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +81,3 @@ class EngineWatch:
     def _is_at(self, request_id: str, partition: int, engine_id: str) -> bool:
         node = self._core.graph.requests.get(request_id)
         return node is not None and node.partition == partition and node.engine == engine_id
-
-
-MAX_RUNNING = 200
-"""Requests of a dead engine in one script call."""

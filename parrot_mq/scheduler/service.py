@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 
-from parrot_mq.errors import Fenced, StoreUnavailable
+from parrot_mq.errors import Fenced, StoreError
 from parrot_mq.scheduler.leader import Leadership, TermEnded
 from parrot_mq.scheduler.signals import wait_for
 from parrot_mq.scheduler.term import Term
@@ -14,7 +14,7 @@ from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store import Store
 
 AWAY_S = 0.5
-"""How long a scheduler waits before it tries again after Redis was away."""
+"""How long a scheduler waits before it tries again after Redis failed it."""
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Scheduler:
                     await self._lead()
             except* (Fenced, TermEnded) as group:
                 log.warning("scheduler %s leads no longer: %s", self.id, _reasons(group))
-            except* StoreUnavailable as group:
-                log.warning("scheduler %s waits for Redis: %s", self.id, _reasons(group))
+            except* StoreError as group:  # Redis is away, or out of memory
+                log.warning("scheduler %s starts anew, Redis did not serve it: %s", self.id, _reasons(group))
                 await wait_for(self._stopping, AWAY_S)
         log.info("scheduler %s stopped", self.id)
 

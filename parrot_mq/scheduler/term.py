@@ -28,7 +28,7 @@ class Term:
     """The loops of a leader, for all partitions: one core, one intake loop per partition.
 
     ``run`` ends when ``stopping`` is set (everything read is applied, nothing more is dispatched), or raises what ended
-    the term, in an exception group: ``Fenced``, ``TermEnded``, ``StoreUnavailable``. A term runs once.
+    the term, in an exception group: ``Fenced``, ``TermEnded``, or another ``StoreError``. A term runs once.
     """
 
     def __init__(self, store: Store, settings: SchedulerSettings, epoch: int, stopping: asyncio.Event) -> None:

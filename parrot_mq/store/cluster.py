@@ -32,7 +32,7 @@ async def owner_url(client: redis.asyncio.Redis, url: str, key: str) -> str:
     """Return ``url`` with the host and port of the master that holds ``key``."""
     slot = key_slot(key.encode())
     # As two words: redis-py parses the reply to "CLUSTER SLOTS" only, and differently from version to version.
-    slots = await client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+    slots = await client.execute_command("CLUSTER", "SLOTS")
     for first, last, master, *_ in slots:
         if int(first) <= slot <= int(last):
             return at_address(url, _text(master[0]), int(master[1]))

@@ -30,7 +30,7 @@ def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
     blocking command themselves. Reconnects are retried for about two seconds, so that a Redis that restarts is not
     seen as gone.
     """
-    return redis.asyncio.Redis.from_url(
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
         url,
         decode_responses=True,
         protocol=2,
@@ -42,6 +42,7 @@ def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
         retry_on_error=[RedisConnectionError],
     )
+    return client
 
 
 class Store:
@@ -120,7 +121,7 @@ async def connect(
             f"no Redis answers at {url} ({error or 'timed out'}); start one with `redis-server` or `parrot-mq up`, "
             "or give another address with --redis-url or PARROT_MQ_REDIS_URL"
         ) from None
-    partitions = []
+    partitions: list[Partition] = []
     for number in range(settings.partitions):
         partition_keys = keys.Keys(number)
         if clustered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -200,7 +200,9 @@ class EngineStore:
     async def function(self, tenant: str, digest: str) -> FunctionRecord | None:
         """Return a template; templates never change, so callers may keep it."""
         key = self.partition.keys.function(tenant, digest)
-        name, segments = await self.partition.robust(lambda: self.partition.redis.hmget(key, "name", "segments"))
+        name, segments = await self.partition.robust(
+            lambda: cast(Awaitable[list[str]], self.partition.redis.hmget(key, ["name", "segments"]))
+        )
         return FunctionRecord.from_json(name, segments) if segments else None
 
     async def renew(self, engine_id: str, running: Sequence[tuple[str, str]]) -> Renewal:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import redis.asyncio
+from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -39,17 +39,17 @@ class Clients:
 
     def __init__(
         self,
-        commands: redis.asyncio.Redis,
-        blocking: redis.asyncio.Redis,
+        commands: Redis,
+        blocking: Redis,
         url: str = "",
-        make: Callable[..., redis.asyncio.Redis] | None = None,
+        make: Callable[..., Redis] | None = None,
     ) -> None:
         self.commands = commands
         self.blocking = blocking
         self._url = url
         self._make = make
         self._home = ""
-        self._retired: list[redis.asyncio.Redis] = []
+        self._retired: list[Redis] = []
 
     def move(self, host: str, port: int) -> None:
         """Talk to another node from now on; commands under way on the old connections still end there."""
@@ -76,12 +76,12 @@ class Partition:
         self._scripts = load_scripts(settings)
 
     @property
-    def redis(self) -> redis.asyncio.Redis:
+    def redis(self) -> Redis:
         """The client for commands that do not block."""
         return self.clients.commands
 
     @property
-    def blocking(self) -> redis.asyncio.Redis:
+    def blocking(self) -> Redis:
         """The client for blocking reads and pub/sub."""
         return self.clients.blocking
 

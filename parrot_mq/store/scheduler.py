@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
@@ -117,12 +116,6 @@ class SchedulerStore:
         """Return the server's time, epoch milliseconds."""
         seconds, micros = await self.partition.robust(self.partition.redis.time)
         return int(seconds) * 1000 + int(micros) // 1000
-
-    async def save_statistics(self, tenant: str, digest: str, fields: dict[str, int | float]) -> None:
-        """Write a function's statistics (token counts per model, output lengths) beside its template."""
-        key = self.partition.keys.function(tenant, digest)
-        data = {name: orjson.dumps(value).decode() for name, value in fields.items()}
-        await self.partition.robust(lambda: self.partition.redis.hset(key, mapping=data))
 
 
 async def take_leadership(store: Store, scheduler_id: str, ttl_s: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -32,6 +32,8 @@ class Waiters:
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._listener: Callable[[str], None] | None = None
+        self._broken = False
+        """Some channel may not be subscribed to: the reader has to begin anew."""
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have ``listener`` called at each wake-up with the variable's id, and with "" where messages may be missed.
@@ -41,7 +43,10 @@ class Waiters:
         self._listener = listener
 
     async def subscribe(self, channels: Sequence[str]) -> None:
-        """Subscribe to ``channels`` and wait until Redis has confirmed each."""
+        """Subscribe to ``channels`` and wait until Redis has confirmed each; while it is away, that is until it is back.
+
+        The caller bounds the wait.
+        """
         async with self._lock:
             new = [channel for channel in channels if channel not in self._channels]
             for channel in new:
@@ -49,8 +54,10 @@ class Waiters:
             if new:
                 if self._pubsub is None:
                     self._pubsub = self._partition.blocking.pubsub()
-                with contextlib.suppress(RedisError, OSError):  # the reader subscribes anew to all of them
+                try:
                     await self._pubsub.subscribe(*new)
+                except (RedisError, OSError):
+                    self._broken = True  # the reader subscribes anew to all of them
                 if self._task is None:
                     self._task = asyncio.create_task(self._run(), name="parrot_mq-waiters")
         for channel in channels:
@@ -65,7 +72,7 @@ class Waiters:
                     await self._pubsub.unsubscribe(channel)
 
     @contextlib.contextmanager
-    def watching(self, variable_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def watching(self, variable_id: str) -> Iterator[asyncio.Event]:
         """Yield an event that is set at each wake-up for ``variable_id``."""
         event = asyncio.Event()
         self._events[variable_id].add(event)
@@ -79,41 +86,41 @@ class Waiters:
     async def _run(self) -> None:
         while True:
             try:
+                if self._broken:
+                    await self._subscribe_anew()
                 await self._read()
             except (RedisError, OSError):
+                self._broken = True
                 await asyncio.sleep(RECONNECT_S)
-                await self._resubscribe()
 
     async def _read(self) -> None:
-        assert self._pubsub is not None
-        while True:
-            if not self._pubsub.subscribed:
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            message = await self._pubsub.get_message(timeout=POLL_S)
-            if message is None:
-                continue
-            if message["type"] == "subscribe":
-                confirmed = self._channels.get(message["channel"])
-                if confirmed is not None and not confirmed.is_set():
-                    confirmed.set()
-                else:
-                    self._wake_all()
-            elif message["type"] == "message":
-                for event in self._events.get(message["data"], ()):
-                    event.set()
-                if self._listener is not None:
-                    self._listener(message["data"])
+        if self._pubsub is None or not self._pubsub.subscribed:
+            await asyncio.sleep(RECONNECT_S)
+            return
+        message = await self._pubsub.get_message(timeout=POLL_S)
+        if message is None:
+            return
+        if message["type"] == "subscribe":
+            confirmed = self._channels.get(message["channel"])
+            if confirmed is not None and not confirmed.is_set():
+                confirmed.set()
+            else:
+                self._wake_all()
+        elif message["type"] == "message":
+            for event in self._events.get(message["data"], ()):
+                event.set()
+            if self._listener is not None:
+                self._listener(message["data"])
 
-    async def _resubscribe(self) -> None:
+    async def _subscribe_anew(self) -> None:
         async with self._lock:
             if self._pubsub is not None:
                 with contextlib.suppress(RedisError, OSError):
                     await self._pubsub.aclose()
             self._pubsub = self._partition.blocking.pubsub()
-            with contextlib.suppress(RedisError, OSError):
-                if self._channels:
-                    await self._pubsub.subscribe(*self._channels)
+            if self._channels:
+                await self._pubsub.subscribe(*self._channels)
+            self._broken = False
 
     def _wake_all(self) -> None:
         for events in self._events.values():

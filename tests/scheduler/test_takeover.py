@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parrot_mq.errors import StoreUnavailable
+from parrot_mq.errors import Overloaded, StoreError, StoreUnavailable
 from parrot_mq.keys import ENGINES, LEADER
 from parrot_mq.messages import LATENCY
 from parrot_mq.scheduler import Scheduler, serve
@@ -236,8 +236,14 @@ async def test_a_redis_that_restarts_is_survived(tmp_path: Path, running: Start)
             scheduler.stop()
 
 
-async def test_redis_that_stays_away_leads_back_to_standing_by(
-    shell_store: Store, app: App, engines: Engines, running: Start, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [StoreUnavailable("Redis has not answered for 15 s"), Overloaded("out of memory")])
+async def test_redis_that_fails_leads_back_to_standing_by(
+    shell_store: Store,
+    app: App,
+    engines: Engines,
+    running: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    error: StoreError,
 ) -> None:
     await engines("e0")
     scheduler = Scheduler(shell_store, QUICK)
@@ -249,7 +255,7 @@ async def test_redis_that_stays_away_leads_back_to_standing_by(
     async def away(*_args: object) -> bool:
         nonlocal failures
         failures += 1
-        raise StoreUnavailable("Redis has not answered for 15 s")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("parrot_mq.scheduler.leader.take_leadership", away)

@@ -92,7 +92,7 @@ def fakes() -> Callable[..., object]:
     import fakeredis
 
     async def connect_fake(settings: StoreSettings | None = None) -> Store:
-        client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True)
+        client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True, socket_timeout=None)
         return await connect("redis://fake", settings or StoreSettings(), client=client)
 
     return connect_fake

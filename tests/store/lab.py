@@ -176,8 +176,11 @@ class Lab:
     async def complete(self, claim: Claim, text: str = "done") -> None:
         request = await self.reader.request(claim.request)
         assert request is not None
-        value = encode_value(text, self.partition.settings, claim.fence)
-        await self.engine.complete(claim.request, claim.fence, request.output, value, Usage(1, 0, 1, finish="stop"))
+        await self.complete_as(claim.request, claim.fence, request.output, text)
+
+    async def complete_as(self, request: str, fence: str, output: str, text: str = "done") -> None:
+        value = encode_value(text, self.partition.settings, fence)
+        await self.engine.complete(request, fence, output, value, Usage(1, 0, 1, finish="stop"))
 
     async def run(self, request: str, text: str = "done", engine: str = "e1") -> None:
         """Take a ready request through to its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,22 +38,30 @@ def _sim(options: Options) -> Engine:
     )
 
 
+def spare_cores() -> int:
+    """Return how many cores a model may take: all that we may use but one, which Redis, the scheduler and the clients
+    need. Two spinning threads of which one is interrupted all the time are slower than one that is not.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
 def _torch(options: Options) -> Engine:
     import torch
 
     from parrot_workers.engine.torch_engine import TorchEngine
 
+    device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     given: dict[str, Any] = {
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "kv_memory_bytes": round(options.kv_memory_gib * 2**30) if options.kv_memory_gib else None,
-        "num_threads": options.num_threads,
+        "num_threads": options.num_threads or (spare_cores() if device == "cpu" else None),
     }
     engine: Engine = TorchEngine(
         options.model,
         name=options.name,
-        device=options.device or ("cuda:0" if torch.cuda.is_available() else "cpu"),
+        device=device,
         dtype=options.dtype,
         calibrate=options.calibrate,
         **{name: value for name, value in given.items() if value is not None},

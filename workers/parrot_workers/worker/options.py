@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-batched-tokens", type=_positive(int), metavar="N", help="tokens that one step computes")
     add("--max-model-len", type=_positive(int), metavar="N", help="tokens of prompt and output together")
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
-    add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model")
+    add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--drain-timeout-s", type=float, metavar="S", help="how long requests may go on after SIGTERM")
     add("--verbose", action="store_true", help="log more, and show the traceback of an error")
