@@ -4,15 +4,16 @@ The pipeline tokenises every segment on its own, so a step keeps its segments ap
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from parrot_mq.demo.language import NAMES
+from parrot_mq.demo.language import ARTIFACTS, DAYS, NAMES, TOPICS, VERBS
 from parrot_mq.demo.meetings import (
     LINES_PER_CHUNK,
     NOTHING,
     NUM_SPEAKERS,
+    Commitment,
     Dice,
     extend_notes,
     make_chunk,
@@ -87,15 +88,15 @@ def size_at(level: int, dice: Dice) -> Size:
     )
 
 
-def make_step(kind: Kind, dice: Dice, size: Size) -> Step:
-    """A random step of this kind and size."""
+def make_step(kind: Kind, dice: Dice, size: Size, confusable: bool = False) -> Step:
+    """A random step of this kind and size; if confusable, its items share most of their words."""
     match kind:
         case Kind.MAP:
             return _map_step(dice, size)
         case Kind.CHAIN:
-            return _chain_step(dice, size)
+            return _chain_step(dice, size, confusable)
         case Kind.REDUCE:
-            return _reduce_step(dice, size)
+            return _reduce_step(dice, size, confusable)
 
 
 def _map_step(dice: Dice, size: Size) -> Step:
@@ -105,21 +106,21 @@ def _map_step(dice: Dice, size: Size) -> Step:
     return Step(Kind.MAP, map_prompt(chunk.text), chunk.note)
 
 
-def _chain_step(dice: Dice, size: Size) -> Step:
+def _chain_step(dice: Dice, size: Size, confusable: bool) -> Step:
     speakers = dice.sample(NAMES, NUM_SPEAKERS)
     num_notes = dice.between(0, size.num_notes)
-    *noted, key, minor = make_items(dice, speakers, num_notes + 1, 1)
+    *noted, key, minor = _items(dice, speakers, num_notes + 1, 1, confusable)
     notes = merge_notes([item.note for item in noted])
     chunk = make_chunk(dice, speakers, dice.pick([key, key, minor, None]), size.num_lines)
     return Step(Kind.CHAIN, chain_prompt(chunk.text, notes), extend_notes(notes, chunk.note))
 
 
-def _reduce_step(dice: Dice, size: Size) -> Step:
+def _reduce_step(dice: Dice, size: Size, confusable: bool) -> Step:
     """Parts as map steps write them, or as reduce steps do (several items, no minor ones), or both mixed."""
     speakers = dice.sample(NAMES, NUM_SPEAKERS)
     num_key = dice.between(0, min(size.arity, MAX_NOTES))
     spread = dice.pick([1, 1, 2])  # 1: at most one item a part
-    items = make_items(dice, speakers, num_key, size.arity)
+    items = _items(dice, speakers, num_key, size.arity, confusable)
     keys, minors = items[:num_key], items[num_key:]
     places = sorted(dice.sample(range(size.arity), num_key) if spread == 1 else _places(dice, size.arity, num_key))
     minor_share = dice.pick([0.0, 0.3, 0.7])
@@ -129,6 +130,24 @@ def _reduce_step(dice: Dice, size: Size) -> Step:
         blank = minors[place].note if dice.chance(minor_share) else NOTHING
         parts.append("\n".join(own) or blank)
     return Step(Kind.REDUCE, reduce_prompt(parts), merge_notes(parts))
+
+
+def _items(dice: Dice, speakers: list[str], num_key: int, num_minor: int, confusable: bool) -> list[Commitment]:
+    items = make_items(dice, speakers, num_key, num_minor)
+    if not confusable:
+        return items
+    verbs, topics, artifacts, days = (
+        dice.sample(words, 3) for words in ([base for base, _ in VERBS], TOPICS, ARTIFACTS, DAYS)
+    )
+    return [
+        replace(
+            item,
+            verb=dice.pick(verbs),
+            item=f"{dice.pick(topics)} {dice.pick(artifacts)}",
+            day=dice.pick(days),
+        )
+        for item in items
+    ]
 
 
 def _places(dice: Dice, arity: int, count: int) -> list[int]:

@@ -4,7 +4,8 @@
 
 A curriculum makes it learnable: each kind of step begins with the shortest inputs and gets longer ones each
 time its answer loss falls under a bound. Matrices are trained with Muon, everything else with AdamW; the
-learning rate is constant and falls to zero over the last part of the run.
+learning rate is constant and falls to zero over the last part of the run. A short refinement follows, at a
+lower rate, on items that share most of their words, which is where the rare errors are.
 """
 
 import argparse
@@ -41,13 +42,15 @@ class Curriculum:
             self.loss = 2 * bound
 
 
-def batch_of(kind: Kind, level: int, stream: int, num_tokens: int, encoder: Encoder) -> list[tuple[list[int], int]]:
+def batch_of(
+    kind: Kind, level: int, stream: int, num_tokens: int, encoder: Encoder, confusable_share: float
+) -> list[tuple[list[int], int]]:
     """Steps of one size, about `num_tokens` in all: (ids, number of answer tokens) each."""
     dice = Dice(training_stream(stream))
     size = size_at(level, dice)
     batch: list[tuple[list[int], int]] = []
     while not batch or (len(batch) + 1) * max(len(ids) for ids, _ in batch) <= num_tokens:
-        step: Step = make_step(kind, dice, size)
+        step: Step = make_step(kind, dice, size, confusable_share > 0 and dice.chance(confusable_share))
         answer = encoder.answer(step.answer)
         batch.append((encoder.prompt(step.segments) + answer, len(answer)))
     return batch
@@ -83,10 +86,16 @@ def optimizers_of(model: LlamaForCausalLM, muon_lr: float, adamw_lr: float) -> l
     ]
 
 
-def lr_factor(step: int, num_steps: int, cooldown: float) -> float:
-    """Warm-up over 50 steps, then constant, then linear to zero over the last `cooldown` share."""
-    left = (num_steps - step) / max(1.0, num_steps * cooldown)
-    return min(1.0, (step + 1) / 50, left)
+def lr_factor(step: int, args: argparse.Namespace) -> float:
+    """Share of the full learning rate.
+
+    Warm-up over 50 steps, then constant, then linear to zero over the last `cooldown` share. The refinement
+    warms up to a lower rate over 10 steps and falls to zero again.
+    """
+    if step < args.steps:
+        return min(1.0, (step + 1) / 50, (args.steps - step) / max(1.0, args.steps * args.cooldown))
+    refined = step - args.steps
+    return float(args.refine_rate) * min((refined + 1) / 10, 1 - refined / args.refine_steps)
 
 
 class Run:
@@ -128,25 +137,29 @@ class Run:
     def train(self) -> None:
         """Take all steps that are left."""
         args, began = self._args, time.monotonic()
-        while self.step < args.steps:
+        last = args.steps + args.refine_steps
+        while self.step < last:
             self._take_step()
             if self.step % args.log_every == 0:
                 elapsed = time.monotonic() - began
                 shown = "  ".join(f"{kind} L{c.level} {c.loss:.5f}" for kind, c in self._curricula.items())
                 print(f"{self.step:5d}  {elapsed:6.0f} s  {self._num_tokens / elapsed:6.0f} tok/s  {shown}", flush=True)
-            if self.step % args.save_every == 0 or self.step == args.steps:
+            if self.step % args.save_every == 0 or self.step in (args.steps, last):
                 self.save()
 
     def _take_step(self) -> None:
         args = self._args
-        factor = lr_factor(self.step, args.steps, args.cooldown)
+        factor = lr_factor(self.step, args)
+        refining = self.step >= args.steps
         for optimizer, lr in zip(self._optimizers, self._base_lrs, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
         for place, kind in enumerate(Kind):
             curriculum = self._curricula[kind]
             stream = (args.seed * MAX_STEPS + self.step) * STREAMS_PER_STEP + place
-            batch = batch_of(kind, curriculum.level, stream, args.batch_tokens, self._encoder)
+            num_tokens = args.batch_tokens // 3 if refining and kind is Kind.MAP else args.batch_tokens
+            confusable_share = args.confusable_share if refining else 0.0
+            batch = batch_of(kind, curriculum.level, stream, num_tokens, self._encoder, confusable_share)
             answer_loss, prompt_loss = losses(self._model, batch)
             weight = args.prompt_weight * (0.1 if curriculum.level == TOP_LEVEL else 1.0)
             (answer_loss + weight * prompt_loss).backward()
@@ -174,6 +187,9 @@ def main() -> None:
     parser.add_argument("--prompt-weight", type=float, default=0.2)
     parser.add_argument("--bound", type=float, default=0.1, help="answer loss that ends a level of the curriculum")
     parser.add_argument("--cooldown", type=float, default=0.3, help="share of the steps in which the rate falls")
+    parser.add_argument("--refine-steps", type=int, default=300, help="steps after those, on harder examples")
+    parser.add_argument("--refine-rate", type=float, default=0.3, help="highest share of the learning rate in them")
+    parser.add_argument("--confusable-share", type=float, default=0.6, help="of the harder examples in them")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--resume", action="store_true", help="go on from the state beside the checkpoint")

@@ -82,7 +82,8 @@ def print_result(console: Console, document: Document, result: Result) -> None:
     """Print the notes of each application, whether they are right, and the times beside the client's."""
     console.print(f"\n{escape(document.title)}: {len(document.chunks)} chunks, {result.num_tokens:,} tokens")
     for name, timed in result.service.items():
-        console.print(Panel.fit(escape(timed.notes), title=f"notes by {TITLES[name]}", subtitle=_verdict(result, timed)))
+        title = f"notes by {TITLES[name]}"
+        console.print(Panel.fit(escape(timed.notes), title=title, subtitle=_verdict(result, timed)))
     console.print(times_table(result))
     console.print(
         "The client-driven way: the same prompts on the same engine, one request a call, each over a network round trip"

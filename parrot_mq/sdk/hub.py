@@ -120,11 +120,7 @@ class Hub:
         self.acquire(channel)
         try:
             with self._waiters.watching(variable_id) as event:
-                try:
-                    async with asyncio.timeout(RETRY_S):
-                        await self._waiters.subscribe([channel])
-                except TimeoutError:
-                    raise StoreUnavailable(f"Redis has not confirmed a subscription for {RETRY_S:.0f} s") from None
+                await self._subscribe([channel])
                 yield event
         finally:
             self.release(channel)
@@ -132,9 +128,9 @@ class Hub:
     # The task --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the waiters until cancelled."""
+        """Serve the waiters until closed or cancelled."""
         try:
-            while True:
+            while self._closed is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(GRACE_POLL_S if self._missing else self._recheck_s):
                         await self._work.wait()
@@ -152,8 +148,9 @@ class Hub:
 
     def close(self, error: ParrotError) -> None:
         """Tell every waiter, those to come included, that there is no waiting any more."""
-        self._closed = error
+        self._closed = self._closed or error
         self._fail_all(error)
+        self._work.set()
 
     async def _round(self) -> None:
         new, self._new = self._new, {}
@@ -161,7 +158,7 @@ class Hub:
         for vid in self._missing:
             dirty[vid] = None
         if new:
-            await self._waiters.subscribe(list({entry.channel for entry in new.values()}))
+            await self._subscribe(list({entry.channel for entry in new.values()}))
             for part in _parts([(vid, entry.objective) for vid, entry in new.items()]):
                 states = await self._producer.wants(part)
                 self._apply_states([vid for vid, _ in part], states, dirty)
@@ -173,6 +170,13 @@ class Hub:
         unused, self._unused = self._unused, set()
         for channel in unused:
             await self._waiters.unsubscribe(channel)
+
+    async def _subscribe(self, channels: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(RETRY_S):
+                await self._waiters.subscribe(channels)
+        except TimeoutError:
+            raise StoreUnavailable(f"Redis has not confirmed a subscription for {RETRY_S:g} s") from None
 
     def _stale(self) -> list[str]:
         """Return what was not looked at for ``recheck_s``; all entries are walked only a few times in that time."""

@@ -55,6 +55,8 @@ class Link:
                 self._group = group
                 self._ready.set()
                 await self._stop.wait()
+                for hub in self._hubs.values():
+                    hub.close(error)
                 for task in self._serving:
                     task.cancel()
         except BaseExceptionGroup as problem:

@@ -14,6 +14,7 @@ from parrot_mq.messages import Objective, VariableState
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.failing import not_in_time
 from parrot_mq.sdk.hub import GRACE_POLL_S
+from parrot_mq.store.answers import unknown_variable
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.link import Link
@@ -112,7 +113,9 @@ async def _ask(link: Link, variable: SemanticVariable, perf: Objective) -> Varia
     """Have the output streamed; return the variable's state. A variable that nobody has made yet is waited for."""
     deadline = time.monotonic() + link.store.settings.want_grace_s
     while not await link.producer(variable.id).want(variable.id, perf, stream=True):
-        if variable.session is not None or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
+            raise unknown_variable(variable.id)
+        if variable.session is not None:  # it was confirmed once: Redis has lost it
             await link.restore([variable])
         else:
             await asyncio.sleep(GRACE_POLL_S)

@@ -175,7 +175,7 @@ class Sender:
                 return
 
     async def _undo(self, batch: str, chunks: Sequence[Chunk], error: ParrotError) -> None:
-        """Discard what was sent of a batch. A single chunk that was refused left nothing; one without answer may have."""
+        """Discard what was sent of a batch. A single chunk that was refused left nothing, one without answer may."""
         if len(chunks) < 2 and not isinstance(error, StoreUnavailable):
             return
         requests = [request.spec.id for chunk in chunks for request in chunk.requests]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis.asyncio
 from redis.crc import key_slot
-from redis.exceptions import ResponseError
+from redis.exceptions import MovedError, ResponseError
 
 from parrot_mq.errors import StoreUnavailable
 
@@ -42,8 +42,10 @@ async def owner_url(client: redis.asyncio.Redis, url: str, key: str) -> str:
 def moved_to(error: ResponseError) -> tuple[str, int] | None:
     """Return the host and port that a ``MOVED`` answer names (no host: the one that answered), None for another answer.
 
-    Read from its text: redis-py makes a ``MovedError`` of it in its cluster client only.
+    A plain client of redis-py makes a ``MovedError`` of it from version 6 on; before, only the text says so.
     """
+    if isinstance(error, MovedError):
+        return error.host, error.port
     match str(error).split():
         case ["MOVED", _, address]:
             host, _, port = address.rpartition(":")

@@ -19,16 +19,16 @@ from parrot_mq.store.ids import IdSource, SystemIds
 from parrot_mq.store.partition import Clients, Partition
 
 CONNECT_TIMEOUT_S = 5.0
-COMMAND_TIMEOUT_S = 15.0
 MAX_CONNECTIONS = 128
 
 
-def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
+def make_client(url: str) -> redis.asyncio.Redis:
     """Return a client for ``url`` with every time-out, protocol and pool size stated.
 
-    redis-py 8 changed the defaults of all three. ``blocking`` clients never time out a read: their callers bound each
-    blocking command themselves. Reconnects are retried for about two seconds, so that a Redis that restarts is not
-    seen as gone.
+    redis-py 8 changed the defaults of all three. No socket time-out: redis-py 5 would wrap every command in
+    ``asyncio.wait_for``, which costs time and on Python 3.11 can swallow a task's cancellation. Commands are bounded by
+    ``Partition.robust``, blocking reads by their own argument. Reconnects are retried for about two seconds, so that a
+    Redis that restarts is not seen as gone.
     """
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
         url,
@@ -36,7 +36,7 @@ def make_client(url: str, *, blocking: bool = False) -> redis.asyncio.Redis:
         protocol=2,
         max_connections=MAX_CONNECTIONS,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=None if blocking else COMMAND_TIMEOUT_S,
+        socket_timeout=None,
         socket_keepalive=True,
         health_check_interval=0,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
@@ -126,9 +126,9 @@ async def connect(
         partition_keys = keys.Keys(number)
         if clustered:
             home = await owner_url(client, url, partition_keys.epoch)
-            clients = Clients(make_client(home), make_client(home, blocking=True), url=url, make=make_client)
+            clients = Clients(make_client(home), make_client(home), url=url, make=make_client)
         elif fake or number == 0:
-            clients = Clients(client, client if fake else make_client(url, blocking=True))
+            clients = Clients(client, client if fake else make_client(url))
         else:
             clients = partitions[0].clients
         partitions.append(Partition(partition_keys, clients, settings))

@@ -8,7 +8,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -21,12 +32,24 @@ from parrot_mq.store.scripts import load_scripts
 
 RETRY_S = 15.0
 """How long a call outlasts a Redis that is away (a restart, a fail-over) before ``StoreUnavailable``."""
+COMMAND_TIMEOUT_S = 15.0
+"""How long one command may take before its connection is given up and it is made again."""
 OUT_OF_MEMORY_RETRY_S = 5.0
 
-PASSING = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-"""Failures that pass by themselves: a restart, a fail-over."""
+PASSING = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    AskError,
+    TryAgainError,
+    ClusterDownError,
+    MasterDownError,
+    OSError,
+)
+"""Failures that pass by themselves: a restart, a fail-over, a slot on its way to another node."""
 PASSING_ANSWERS = ("ASK ", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "LOADING")
-"""Answers that do: a slot on its way to another node, a cluster that is looking for a new master."""
+"""Their texts, where a version of redis-py makes plain answers of them."""
 
 T = TypeVar("T")
 
@@ -58,7 +81,7 @@ class Clients:
             return
         self._home = home
         self._retired += [self.commands, self.blocking]
-        self.commands, self.blocking = self._make(home), self._make(home, blocking=True)
+        self.commands, self.blocking = self._make(home), self._make(home)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -133,14 +156,21 @@ class Partition:
         await self.robust(lambda: self.redis.set(key, value.text, px=ttl_ms, nx=True))
 
     async def robust(self, run: Callable[[], Awaitable[T]]) -> T:
-        """Await ``run()``; make it again while Redis is away or loading, or after its slot has moved."""
+        """Await ``run()``; make it again while Redis is away or loading, or after its slot has moved.
+
+        ``run`` must be idempotent. Raises ``StoreUnavailable`` after ``RETRY_S``.
+        """
         deadline = time.monotonic() + RETRY_S
         delay_s = 0.02
         while True:
             try:
-                return await run()
-            except PASSING as error:
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    return await run()
+            except MovedError as error:
+                self.clients.move(error.host, error.port)
                 problem: Exception = error
+            except PASSING as error:
+                problem = error
             except OutOfMemoryError:
                 raise _out_of_memory() from None
             except ResponseError as error:
@@ -152,7 +182,9 @@ class Partition:
                 elif not str(error).startswith(PASSING_ANSWERS):
                     raise
             if time.monotonic() + delay_s > deadline:
-                raise StoreUnavailable(f"Redis has not answered for {RETRY_S:.0f} s: {problem}") from problem
+                raise StoreUnavailable(
+                    f"Redis has not answered for {RETRY_S:.0f} s: {problem or type(problem).__name__}"
+                ) from problem
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 0.5)
 

@@ -109,7 +109,9 @@ class ProducerStore:
                 calls.append((variable_id, "", 0, 0, "", ""))
             else:
                 deadline = "1" if objective.kind is ObjectiveKind.DEADLINE else ""
-                calls.append((variable_id, objective.kind.value, objective.value_ms, objective.strictness, deadline, ""))
+                calls.append(
+                    (variable_id, objective.kind.value, objective.value_ms, objective.strictness, deadline, "")
+                )
         answers = await self.partition.call_many("want", calls)
         return [VariableState(answer[1]) if answer[0] == "ok" else None for answer in answers]
 

@@ -21,7 +21,9 @@ class Reader:
     async def variables(self, ids: Sequence[str], *, values: bool = True) -> list[VariableRecord | None]:
         """Return variables by id, None for unknown ones; with ``values``, large values too."""
         found = await self._hashes([self.partition.keys.variable(i) for i in ids])
-        records = [VariableRecord.from_fields(i, fields) if fields else None for i, fields in zip(ids, found, strict=True)]
+        records = [
+            VariableRecord.from_fields(i, fields) if fields else None for i, fields in zip(ids, found, strict=True)
+        ]
         if not values:
             return records
         return [await self._with_value(record) if record and record.value_fence else record for record in records]
@@ -64,7 +66,9 @@ class Reader:
 
     async def sessions(self) -> list[str]:
         """Return the ids of all sessions, soonest expiry first."""
-        ids: list[str] = await self.partition.robust(lambda: self.partition.redis.zrange(self.partition.keys.sessions, 0, -1))
+        ids: list[str] = await self.partition.robust(
+            lambda: self.partition.redis.zrange(self.partition.keys.sessions, 0, -1)
+        )
         return ids
 
     async def session_ids(self, session_id: str) -> list[str]:

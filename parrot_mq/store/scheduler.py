@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
-
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER

@@ -43,9 +43,9 @@ class Waiters:
         self._listener = listener
 
     async def subscribe(self, channels: Sequence[str]) -> None:
-        """Subscribe to ``channels`` and wait until Redis has confirmed each; while it is away, that is until it is back.
+        """Subscribe to ``channels`` and wait until Redis has confirmed each.
 
-        The caller bounds the wait.
+        While Redis is away that takes until it is back: the caller bounds the wait.
         """
         async with self._lock:
             new = [channel for channel in channels if channel not in self._channels]

@@ -41,81 +41,80 @@ def text_of(view: RenderableType) -> str:
     return console.export_text()
 
 
-async def test_sessions_and_their_requests(fake_store: Store) -> None:
+async def test_sessions_and_their_requests(store: Store) -> None:
     async with (
-        FakeService(fake_store).serving() as service,
-        P.connect(store=fake_store) as client,
+        FakeService(store).serving() as service,
+        P.connect(store=store) as client,
         client.session(tenant="acme [x]") as session,
     ):
         service.running.clear()
         text = draft("parrots")
         verdict = check(text)
         await verdict.published()
-        listed = text_of(await sessions_view(fake_store))
+        listed = text_of(await sessions_view(store))
         assert session.id in listed
         assert "acme [x]" in listed
-        shown = text_of(await session_view(fake_store, session.id))
+        shown = text_of(await session_view(store, session.id))
         assert shown.index("draft") < shown.index("check")
         assert "2 live" in shown
         assert "waiting" in shown
-        waiting = text_of(await variable_view(fake_store, text.id))
+        waiting = text_of(await variable_view(store, text.id))
         assert "pending" in waiting
         assert "waiting for it" in waiting
         assert "draft" in waiting
         service.running.set()
         await verdict.get(timeout_s=30)
-        shown = text_of(await session_view(fake_store, session.id))
+        shown = text_of(await session_view(store, session.id))
         assert shown.count("done") == 2
         assert "0 live" in shown
         assert text.call is not None
-        called = text_of(await call_view(fake_store, text.call.id))
+        called = text_of(await call_view(store, text.call.id))
         assert "draft" in called
         assert "check" not in called
-        ready = text_of(await variable_view(fake_store, text.id))
+        ready = text_of(await variable_view(store, text.id))
         assert "<draft.text:" in ready
         assert "ready" in ready
-        assert "latency" in text_of(await variable_view(fake_store, verdict.id))
+        assert "latency" in text_of(await variable_view(store, verdict.id))
 
 
-async def test_an_error_is_shown_where_it_happened(fake_store: Store) -> None:
+async def test_an_error_is_shown_where_it_happened(store: Store) -> None:
     def refuse(spec: object, prompt: str) -> str:
         raise Failure("InvalidRequest", "the prompt is [too] long")
 
     async with (
-        FakeService(fake_store, refuse).serving(),
-        P.connect(store=fake_store) as client,
+        FakeService(store, refuse).serving(),
+        P.connect(store=store) as client,
         client.session() as session,
     ):
         text = draft("parrots")
         with pytest.raises(P.InvalidRequest):
             await text.get(timeout_s=30)
-        assert "InvalidRequest: the prompt is [too] long" in text_of(await variable_view(fake_store, text.id))
-        shown = text_of(await session_view(fake_store, session.id))
+        assert "InvalidRequest: the prompt is [too] long" in text_of(await variable_view(store, text.id))
+        shown = text_of(await session_view(store, session.id))
         assert "dead" in shown
         assert "the prompt is [too] long" in shown
 
 
-async def test_what_does_not_exist_is_an_error_with_a_way_on(fake_store: Store) -> None:
+async def test_what_does_not_exist_is_an_error_with_a_way_on(store: Store) -> None:
     with pytest.raises(P.UnknownSession, match="parrot-mq show session"):
-        await session_view(fake_store, "0-s-nothing")
+        await session_view(store, "0-s-nothing")
     with pytest.raises(P.UnknownVariable, match="no variable 0-v-nothing"):
-        await variable_view(fake_store, "0-v-nothing")
+        await variable_view(store, "0-v-nothing")
     with pytest.raises(P.UnknownVariable, match="no session has a call"):
-        await call_view(fake_store, "0-c-nothing")
+        await call_view(store, "0-c-nothing")
     with pytest.raises(P.BadType, match="is the id of a session"):
-        await variable_view(fake_store, "0-s-nothing")
+        await variable_view(store, "0-s-nothing")
 
 
-async def test_engines_dead_ones_included(fake_store: Store) -> None:
+async def test_engines_dead_ones_included(store: Store) -> None:
     record = EngineRecord("e-1", "torch", "tiny [b]", EngineState.READY, 8, num_running=3, host="here", pid=7)
-    await register(fake_store, record)
-    await fake_store.client.zadd(ENGINES, {"e-0": 1})
-    shown = text_of(await engines_view(fake_store))
+    await register(store, record)
+    await store.client.zadd(ENGINES, {"e-0": 1})
+    shown = text_of(await engines_view(store))
     for words in ("e-1", "torch", "tiny [b]", "3/8", "here:7", "e-0", "no heartbeat"):
         assert words in shown
 
 
-@pytest.mark.redis
 def test_from_the_command_line(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "engines", "--redis-url", redis_url]) == 0
     assert "engines" in capsys.readouterr().out

@@ -244,3 +244,11 @@ def core_with(*engines: EngineRecord, settings: SchedulerSettings = QUICK) -> Co
 def placed(core: Core, now_ms: float = 0.0) -> dict[str, str]:
     """Decide once; returns the engine of each request that was placed, by the request's short name, in order."""
     return {p.request.id.removeprefix("0-r-"): p.engine.id for p in core.decide(now_ms).placements}
+
+
+def share(core: Core, node: RequestNode, *prefix: tuple[str, int]) -> RequestNode:
+    """Give a queued request a prefix, as its template would."""
+    core.ready.discard(node)
+    node.prefix, node.prompt_tokens = prefix, prefix[-1][1] + 8
+    core.ready.put(node)
+    return node

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable
 
 import orjson
 import pytest
 
-from parrot_mq.errors import ErrorRecord
-from parrot_mq.keys import ENGINES, LEADER
-from parrot_mq.messages import LATENCY, THROUGHPUT, EngineState, RequestState, VariableState
+from parrot_mq.keys import LEADER
+from parrot_mq.messages import LATENCY, THROUGHPUT, RequestState, VariableState
 from parrot_mq.scheduler import Scheduler
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.settings import SchedulerSettings
-from parrot_mq.store import EngineStore, Reader, Store, encode_value
+from parrot_mq.store import Reader, Store, encode_value
 from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore
 from tests.scheduler.conftest import Start
 from tests.scheduler.support import QUICK, App, StubEngine, until
@@ -116,118 +114,6 @@ async def test_a_batch_whose_end_never_comes_runs_after_a_while(
     assert (await app.get(end)).value == "x"
 
 
-async def test_a_dead_engines_requests_go_to_another(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    dead = await engines("dead", slots=4)
-    dead.gate.clear()  # it takes requests and never answers
-    running(Scheduler(shell_store, QUICK))
-    ends = [app.call([app.value(str(n))]) for n in range(12)]
-    requests = await app.submit()
-    await dead.started.wait()
-    await dead.kill()
-    running_before = [r for r in await Reader(shell_store.partitions[0]).requests(requests) if r is not None]
-    assert {r.engine for r in running_before if r.state is RequestState.RUNNING} == {"dead"}
-    alive = await engines("alive", slots=4)
-    assert [(await app.get(end)).value for end in ends] == [str(n) for n in range(12)]
-    assert len(alive.claims) == 12
-    client = shell_store.client
-    keys = shell_store.partitions[0].keys
-
-    async def buried() -> bool:
-        return not await client.exists(keys.engine_queue("dead")) and await client.zscore(ENGINES, "dead") is None
-
-    await until(buried)
-
-
-async def test_an_engine_that_leaves_gives_its_queue_to_others(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    first = await engines("first")
-    first.gate.clear()
-    scheduler = Scheduler(shell_store, QUICK)
-    running(scheduler)
-    end = app.call([app.value("x")])
-    await app.submit()
-    await first.started.wait()
-    await first.stop()
-    await engines("second")
-    assert (await app.get(end)).value == "x"
-    assert scheduler.term is not None
-    term = scheduler.term
-    await until(lambda: list(term.core.engines) == ["second"])
-
-
-async def test_a_model_that_nobody_serves_is_an_error_then_at_once(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    await engines("e0", model="known")
-    scheduler = Scheduler(shell_store, QUICK)
-    running(scheduler)
-    end = app.call([app.call([app.value("x")], model="nope")])
-    fine = app.call([app.value("y")], model="known")
-    await app.submit()
-    record = await app.get(end)
-    assert record.error is not None
-    assert record.error.kind == "UnknownModel"
-    assert "'nope'" in record.error.message
-    assert "known" in record.error.message
-    assert (await app.get(fine)).value == "y"
-    assert scheduler.term is not None
-    scheduler.term.core.models._grace_s = 1e9  # the grace must not be waited for again
-    again = app.call([app.value("x")], model="nope")
-    await app.submit()
-    record = await app.get(again)
-    assert record.error is not None
-    assert record.error.kind == "UnknownModel"
-
-
-async def test_a_model_that_is_loading_is_waited_for(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    slow = await engines("slow", model="big")
-    slow.record = dataclasses.replace(slow.record, state=EngineState.STARTING)
-    await EngineStore(shell_store.partitions[0]).heartbeat(slow.record)
-    scheduler = Scheduler(shell_store, QUICK)
-    running(scheduler)
-    end = app.call([app.value("x")], model="big")
-    await app.submit()
-    await asyncio.sleep(2 * QUICK.model_grace_s)
-    assert scheduler.term is not None
-    assert len(scheduler.term.core.ready) == 1
-    slow.record = dataclasses.replace(slow.record, state=EngineState.READY)
-    assert (await app.get(end)).value == "x"
-
-
-async def test_requests_wait_for_the_first_engine(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    scheduler = Scheduler(shell_store, QUICK)
-    running(scheduler)
-    end = app.call([app.value("x")])
-    await app.submit()
-    await until(lambda: scheduler.term is not None and len(scheduler.term.core.ready) == 1)
-    await engines("e0")
-    assert (await app.get(end)).value == "x"
-
-
-async def test_a_failed_attempt_is_tried_again_after_its_back_off(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    engine = await engines("e0")
-    engine.gate.clear()
-    running(Scheduler(shell_store, QUICK))
-    end = app.call([app.value("x")])
-    await app.submit()
-    await engine.started.wait()
-    claim = engine.claims[0]
-    failure = ErrorRecord("EngineFailed", "out of luck")
-    await EngineStore(shell_store.partitions[0]).fail(claim.request, claim.fence, failure, retry=True)
-    engine.gate.set()
-    assert (await app.get(end)).value == "x"
-    assert [c.attempt for c in engine.claims] == [1, 2]
-
-
 async def test_cancelled_requests_are_forgotten(shell_store: Store, app: App, engines: Engines, running: Start) -> None:
     engine = await engines("e0", slots=1)
     engine.gate.clear()
@@ -245,26 +131,6 @@ async def test_cancelled_requests_are_forgotten(shell_store: Store, app: App, en
     core = scheduler.term.core
     await until(lambda: not core.graph.requests)
     assert core.engines["e0"].num_outstanding == 0
-
-
-async def test_an_engine_is_told_of_a_new_objective(
-    shell_store: Store, app: App, engines: Engines, running: Start
-) -> None:
-    engine = await engines("e0")
-    engine.gate.clear()
-    running(Scheduler(shell_store, QUICK))
-    end = app.call([app.value("x")])
-    (request,) = await app.submit()
-    await engine.started.wait()
-    await app.want(end, THROUGHPUT)
-    entries: list[tuple[str, dict[str, str]]] = []
-    while not entries:
-        entries = await shell_store.client.xrange("pmq:{p0}:eng:e0:c")
-        await asyncio.sleep(0.01)
-    assert (entries[0][1]["kind"], entries[0][1]["request"]) == ("objective", request)
-    assert orjson.loads(entries[0][1]["text"]) == {"kind": "throughput"}
-    engine.gate.set()
-    await app.get(end)
 
 
 async def test_expired_sessions_are_deleted(shell_store: Store, app: App, running: Start) -> None:
@@ -297,17 +163,22 @@ async def test_the_intake_is_trimmed_to_what_is_not_applied(
 
 
 async def test_an_unreadable_hint_is_passed_over(
-    shell_store: Store, app: App, engines: Engines, running: Start
+    shell_store: Store, app: App, engines: Engines, running: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     await engines("e0")
-    scheduler = Scheduler(shell_store, QUICK)
-    running(scheduler)
-    await scheduler.leading.wait()
+    running(Scheduler(shell_store, QUICK))
+    before = app.call([app.value("x")])
+    await app.submit()
+    await app.get(before)  # the intake is being read
     await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "submitted", "batch": "b"})
-    await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "released", "request": "x", "rev": "no number"})
+    await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "resolved", "variable": "x", "digest": "", "bytes": "y"})
     end = app.call([app.value("x")])
     await app.submit()
     assert (await app.get(end)).value == "x"
+    assert [r.getMessage().split("kind ")[1].split()[0] for r in caplog.records if "cannot be read" in r.message] == [
+        "'submitted'",
+        "'resolved'",
+    ]
 
 
 async def test_large_submits_are_dispatched_in_between(

@@ -41,6 +41,7 @@ class FakeService:
         self.batches: list[str] = []
         self.streamed: set[str] = set()
         self.piece_size = 5
+        self._stop = False
         self._functions: dict[str, FunctionRecord] = {}
         self._ready: dict[str, None] = {}
 
@@ -52,13 +53,14 @@ class FakeService:
         try:
             yield self
         finally:
+            self._stop = True
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
     async def _run(self) -> None:
         after = "0-0"
-        while True:
+        while not self._stop:
             entries = await self.scheduler.read_intake(after, block_ms=None)
             for entry in entries:
                 after = entry.id

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,64 @@ async def test_a_redis_that_lost_everything(tmp_path_factory: pytest.TempPathFac
             session._run_id = "of another server"  # as after a restart
             async with FakeService(client.store).serving():
                 assert await waiting == "<step.out:13>"
+
+
+async def test_a_stream_of_what_was_lost(session: P.Session, lossy: FakeService) -> None:
+    out = step("text", session=session)
+    await session.flush()
+    await lose(session.link.store, "*:var:*", "*:req:*", "*:live")
+    lossy._ready.clear()
+    lossy.running.set()
+    assert "".join([piece async for piece in out.stream(timeout_s=20)]) == "<step.out:5>"
+
+
+async def test_a_stream_of_what_is_not_made_yet(session: P.Session, client: P.Client, lossy: FakeService) -> None:
+    session._outbox._start = lambda: None  # type: ignore[method-assign]  # as if the submit took its time
+    out = step("text", session=session)
+
+    async def read() -> str:
+        return "".join([piece async for piece in client.variable(out.id).stream(timeout_s=20)])
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.15)
+    del session._outbox._start
+    await session.flush()
+    lossy.running.set()
+    assert await reading == "<step.out:5>"
+
+
+@pytest.mark.redis
+async def test_a_redis_that_is_killed_and_started_again(tmp_path: Path) -> None:
+    """Waits and streams go on; what its last second held is submitted again."""
+    with RedisServer(tmp_path) as server:
+        async with P.connect(server.url, settings=ClientSettings(recheck_s=0.3)) as client, client.session() as session:
+            first = step("text")
+            last = step(first)
+            await session.flush()
+            waiting = asyncio.create_task(last.get(timeout_s=60))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(0.1)
+            late = step("more")
+            await server.astart()
+            async with FakeService(client.store).serving():
+                assert await waiting == "<step.out:13>"
+                assert await late.get(timeout_s=60) == "<step.out:5>"
+
+
+@pytest.mark.redis
+async def test_a_redis_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parrot_mq.store.partition.RETRY_S", 0.2)
+    with RedisServer(tmp_path) as server:
+        async with P.connect(server.url, settings=ClientSettings(recheck_s=0.1)) as client, client.session() as session:
+            out = step("text")
+            await session.flush()
+            waiting = asyncio.create_task(out.get(timeout_s=60))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.kill)
+            with pytest.raises(P.StoreUnavailable):
+                await waiting
+            with pytest.raises(P.StoreUnavailable):
+                await step("more").get(timeout_s=60)
+            with pytest.raises(P.StoreUnavailable):
+                await out.explain()

@@ -235,3 +235,21 @@ async def test_lists(session: P.Session, service: FakeService) -> None:
     assert await P.VariableList([]).cancel() == 0
     service.running.clear()
     assert await P.map(step, ["c", "d"], session=session).cancel() == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "engine", "need", "reason"),
+    [
+        (RequestState.WAITING, "", 0, "failed on attempt 2 and waits for its next one"),
+        (RequestState.WAITING, "", 3, "waits for 3 input(s): being resolved"),
+        (RequestState.READY, "", 0, "is ready and waits for an engine"),
+        (RequestState.QUEUED, "e1", 0, "is queued at engine e1"),
+        (RequestState.RUNNING, "e1", 0, "runs on engine e1, attempt 2"),
+        (RequestState.CANCELLED, "", 0, "is cancelled"),
+    ],
+)
+def test_reasons(state: RequestState, engine: str, need: int, reason: str) -> None:
+    request = P.RequestInfo("0-r-a", "step", "0-c-a", state, engine, 2, need, (), "0-v-a")
+    explanation = P.Explanation("0-v-a", "", P.VariableState.PENDING, None, request, (), None)
+    assert reason in explanation.reason
+    assert str(explanation) == f"0-v-a is pending: {explanation.reason}"

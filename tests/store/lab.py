@@ -101,9 +101,7 @@ class Lab:
     def variable(self, text: str | None = None, name: str = "x") -> NewVariable:
         return NewVariable(self.id("v"), name, None if text is None else self.value(text))
 
-    def request(
-        self, inputs: Sequence[NewVariable | str], output: NewVariable | str, **fields: Any
-    ) -> Submission:
+    def request(self, inputs: Sequence[NewVariable | str], output: NewVariable | str, **fields: Any) -> Submission:
         ids = tuple(i if isinstance(i, str) else i.id for i in inputs)
         defaults: Mapping[str, Any] = {
             "id": self.id("r"),
@@ -198,7 +196,7 @@ class Lab:
         return str(await self.redis.hget(self.keys.request(request), "state"))
 
     async def states(self, requests: Sequence[str]) -> list[str]:
-        return [await self.state(request) for request in requests]
+        return [str(record and record.state) for record in await self.reader.requests(requests)]
 
     async def text(self, variable: str) -> str | None:
         record = await self.reader.variable(variable)

@@ -138,7 +138,9 @@ async def test_a_staged_value_that_is_gone_is_an_error(lab: Lab, lost: str) -> N
     claim = await lab.start(request)
     fences = (claim.fence, "") if lost == "value" else ("", claim.fence)
     before = await lab.snapshot()
-    answer = await lab.partition.call("complete", request, claim.fence, "", fences[0], 9, "d", "", "", "{}", "1", "", fences[1])
+    answer = await lab.partition.call(
+        "complete", request, claim.fence, "", fences[0], 9, "d", "", "", "{}", "1", "", fences[1]
+    )
     assert answer[1:3] == ["StagedValueLost", output]
     assert await lab.snapshot() == before
 

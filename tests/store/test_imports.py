@@ -180,9 +180,7 @@ async def test_a_variable_that_is_deleted_before_it_is_read(pair: Pair, lost: st
     await import_variable(home.store, 2, variable, "acme")
     value = home.value("x" * 40_000)
     await home.producer.set_variable(variable, value)
-    await home.redis.delete(
-        home.keys.variable(variable) if lost == "hash" else home.keys.value(variable, value.fence)
-    )
+    await home.redis.delete(home.keys.variable(variable) if lost == "hash" else home.keys.value(variable, value.fence))
     await relay_outbox(home.store, home.partition)
     assert (await away.error(output)).kind == "Expired"
 

@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 
 from parrot_mq.errors import Overloaded, StoreUnavailable
 from parrot_mq.messages import LATENCY
@@ -147,12 +156,16 @@ async def flaky(lab: Lab, *errors: Exception) -> str:
         ConnectionResetError(),
         BusyLoadingError(),
         ReadOnlyError(),
+        AskError("5 127.0.0.1:1"),
+        TryAgainError("later"),
+        ClusterDownError("down"),
+        MasterDownError("down"),
         ResponseError("ASK 5 127.0.0.1:1"),
         ResponseError("TRYAGAIN Multiple keys request during rehashing of slot"),
         ResponseError("CLUSTERDOWN Hash slot not served"),
         ResponseError("MASTERDOWN Link with MASTER is down"),
     ],
-    ids=lambda error: str(error).split()[0] if str(error) else type(error).__name__,
+    ids=lambda error: f"{type(error).__name__}-{str(error).split(' ')[0]}",
 )
 async def test_what_passes_is_waited_out(fakes: Callable[..., Awaitable[object]], error: Exception) -> None:
     async with await fakes() as store:  # type: ignore[attr-defined]

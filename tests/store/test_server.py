@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,14 +177,31 @@ def test_tether_gives_up_without_its_parent_and_says_what_it_cannot_run(monkeypa
     assert tethered(["true"]) == ["true"]
 
 
+class FakeLibc:
+    """Takes down what it is asked for; ``answer`` is what the call returns."""
+
+    def __init__(self, answer: int) -> None:
+        self.answer = answer
+        self.asked: list[tuple[int, ...]] = []
+
+    def prctl(self, *arguments: int) -> int:
+        self.asked.append(arguments)
+        return self.answer
+
+
 def test_tether_asks_the_kernel_and_becomes_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
+    libc = FakeLibc(0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: libc)  # this process is not to get the wish itself
     monkeypatch.setattr(os, "execvp", lambda _file, arguments: became.append(arguments))
-    pid = os.fork()
-    if pid == 0:  # in a child, so that this process does not get the wish itself
+    tether_main([str(os.getppid()), "true", "x"])
+    assert became == [["true", "x"]]
+    assert libc.asked == [(1, signal.SIGTERM, 0, 0, 0)]
+    with pytest.raises(SystemExit, match="1"):
+        tether_main(["1" if os.getppid() != 1 else "2", "true"])
+    libc.answer = -1
+    with pytest.raises(SystemExit, match="prctl failed"):
         tether_main([str(os.getppid()), "true"])
-        os._exit(0 if became == [["true"]] else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 async def test_every_kind_of_server_answers(any_store: Store) -> None:

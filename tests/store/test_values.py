@@ -19,7 +19,7 @@ TEXTS = {
     "controls": "".join(map(chr, range(32))),
     "astral": "🦜𝔓𐍈",
     "combining": "e\u0301 vs \u00e9",
-    "right to left": "שלום \u202eעולם\u202c",
+    "right to left": "\u05e9\u05dc\u05d5\u05dd \u202e\u05e2\u05d5\u05dc\u05dd\u202c",
     "joiners": "👩\u200d👩\u200d👧 \ufeff",
     "looks like a script": "}} {{input:x}} KEYS[1] ' \" \\ %s",
     "highest": "\U0010ffff\ufffd\uffff",

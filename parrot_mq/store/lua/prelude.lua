@@ -3,6 +3,7 @@
 local prefix = string.sub(KEYS[1], 1, -6)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = string.format('%d', now)  -- Redis formats a number anew for every command that gets one
 
 -- What this run did to requests, as "id:rev" pairs for the scheduler's hint.

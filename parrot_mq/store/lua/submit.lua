@@ -88,7 +88,7 @@ end
 for _, v in ipairs(variables) do apply_variable(v) end
 for _, vid in ipairs(stubs) do apply_stub(vid) end
 for i, r in ipairs(requests) do
-  if not r.known then apply_request(r, now * 1000 + i % 1000) end
+  if not r.known then apply_request(r, now_us + i) end
 end
 in_parts('SADD', sess_key(sid) .. ':ids', ids)
 in_parts('ZADD', prefix .. 'live', entries)

@@ -1,28 +1,17 @@
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections import Counter
 
 import orjson
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parrot_mq.messages import LATENCY, THROUGHPUT, TPOT, CostModel, EngineState, Objective, ObjectiveKind
-from parrot_mq.scheduler.core import Core
+from parrot_mq.messages import LATENCY, THROUGHPUT, CostModel, Objective
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Reason, plan_json
 from parrot_mq.scheduler.policy.policy import MAX_PLACEMENTS
-from tests.scheduler.support import add, core_with, engine, placed
-
-
-def share(core: Core, node: RequestNode, *prefix: tuple[str, int]) -> RequestNode:
-    """Give a queued request a prefix, as its template would."""
-    core.ready.discard(node)
-    node.prefix, node.prompt_tokens = prefix, prefix[-1][1] + 8
-    core.ready.put(node)
-    return node
+from tests.scheduler.support import add, core_with, engine, placed, share
 
 
 def test_throughput_tasks_spread_over_idle_engines() -> None:
@@ -83,6 +72,20 @@ def test_a_group_is_dispatched_ahead_though_an_engine_of_another_model_is_idle()
     add(core, "r", names)
     core.want("0-v-r", LATENCY)
     assert Counter(placed(core).values()) == {"e0": 3}
+
+
+def test_a_group_without_an_engine_holds_nothing_else_back() -> None:
+    core = core_with(engine("e0", model="A", slots=8, num_blocks=4, block_size=16), engine("e1", model="B"))
+    add(core, "first", model="A", sampling={"max_tokens": 60})
+    placed(core)
+    for name in ("m0", "m1"):
+        add(core, name, model="A", sampling={"max_tokens": 60})
+    add(core, "r", ["m0", "m1"])
+    core.want("0-v-r", LATENCY)
+    add(core, "b", model="B", at_ms=5000)
+    assert placed(core) == {"b": "e1"}
+    core.finish(core.graph.requests["0-r-first"])
+    assert placed(core) == {"m0": "e0"}
 
 
 def test_a_member_that_comes_later_follows_its_group() -> None:
@@ -147,82 +150,6 @@ def test_throughput_stays_away_from_an_engine_with_latency_requests() -> None:
         add(core, f"t{n}")
         core.want(f"0-v-t{n}", THROUGHPUT)
     assert set(placed(core).values()) == {chats["chat1"]}
-
-
-def test_the_token_bound_of_the_reference_falls_out_of_its_profile() -> None:
-    """6144 tokens in context kept the time per token under 40 ms (13B, A100)."""
-    cost = CostModel(
-        prefill_per_token_ms=0.1, decode_base_ms=20.0, decode_per_seq_ms=0, decode_per_context_token_ms=20 / 6144
-    )
-    core = core_with(engine("a100", slots=256, cost=cost))
-    for n in range(12):
-        node = add(core, f"c{n}", sampling={"max_tokens": 2})
-        core.want(f"0-v-c{n}", Objective(ObjectiveKind.TPOT, value_ms=40))
-        share(core, node, ("whole prompt", 1022 - 8))
-    assert len(placed(core)) == 6144 // 1024
-
-
-def test_an_engine_that_would_break_its_own_promise_is_still_used_when_empty() -> None:
-    core = core_with(engine("e0", cost=CostModel(1.0, 100.0, 1.0)))
-    for n in range(2):
-        add(core, f"c{n}")
-        core.want(f"0-v-c{n}", Objective(ObjectiveKind.TPOT, value_ms=10))
-    assert placed(core) == {"c0": "e0"}
-
-
-def test_tpot_without_a_bound_promises_nothing() -> None:
-    core = core_with(engine("e0", slots=4))
-    for n in range(4):
-        add(core, f"c{n}")
-        core.want(f"0-v-c{n}", TPOT)
-    assert len(placed(core)) == 4
-
-
-def test_kv_memory_bounds_what_is_dispatched() -> None:
-    core = core_with(engine("e0", slots=32, num_blocks=16, block_size=16))
-    for n in range(8):
-        add(core, f"c{n}", sampling={"max_tokens": 100})
-    assert list(placed(core)) == ["c0", "c1"]
-
-
-def test_one_that_does_not_fit_is_not_passed_by_small_ones() -> None:
-    core = core_with(engine("e0", slots=32, num_blocks=16, block_size=16))
-    add(core, "first", sampling={"max_tokens": 200})
-    add(core, "large", sampling={"max_tokens": 200})
-    add(core, "small", sampling={"max_tokens": 2})
-    assert placed(core) == {"first": "e0"}
-    core.finish(core.graph.requests["0-r-first"])
-    assert list(placed(core)) == ["large", "small"]
-
-
-def test_only_what_should_start_soon_is_dispatched() -> None:
-    core = core_with(engine("e0", slots=4))
-    for n in range(100):
-        add(core, f"t{n}", sampling={"max_tokens": 64})
-    first = placed(core)
-    assert 4 <= len(first) <= 5
-    add(core, "urgent", at_ms=1050)
-    core.want("0-v-urgent", LATENCY)
-    for name in first:
-        core.finish(core.graph.requests[f"0-r-{name}"])
-    assert next(iter(placed(core))) == "urgent"
-
-
-def test_an_engine_gets_only_requests_for_its_model() -> None:
-    core = core_with(engine("e0", model="A"), engine("e1", model="B"))
-    add(core, "a", model="A")
-    add(core, "b", model="B")
-    add(core, "c", model="C")
-    assert placed(core) == {"a": "e0", "b": "e1"}
-    assert len(core.ready) == 1
-
-
-@pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.DRAINING])
-def test_an_engine_that_is_not_ready_gets_nothing(state: EngineState) -> None:
-    core = core_with()
-    core.update_engines({"e0": dataclasses.replace(engine("e0"), state=state)})
-    add(core, "a")
-    assert placed(core) == {}
 
 
 def test_a_large_plan_comes_in_parts() -> None:

@@ -1,0 +1,80 @@
+"""Connecting, ids, and answers that are no errors of ours."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from parrot_mq.errors import BadType, ConfigError, StoreError, StoreUnavailable
+from parrot_mq.keys import Keys, make_id, partition_of, session_partition
+from parrot_mq.settings import StoreSettings
+from parrot_mq.store import SeededIds, Store, SystemIds, connect
+from parrot_mq.store.answers import checked, unknown_variable
+from parrot_mq.store.connect import make_client
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", ""])
+async def test_what_is_no_redis_url(url: str) -> None:
+    with pytest.raises(ConfigError, match="not a Redis URL"):
+        await connect(url)
+
+
+async def test_nothing_answers() -> None:
+    with pytest.raises(StoreUnavailable, match=r"redis://127\.0\.0\.1:1.*--redis-url"):
+        await connect("redis://127.0.0.1:1", timeout_s=0.2)
+
+
+async def test_ids_lead_to_their_partition(fakes: object) -> None:
+    async with await fakes(StoreSettings(partitions=3)) as store:  # type: ignore[operator]
+        assert isinstance(store, Store)
+        assert store.of("2-v-abc").keys == Keys(2)
+        assert store.of("2-v-abc", "v") is store.partition(2)
+        with pytest.raises(BadType, match="of a variable, not of a request"):
+            store.of("2-v-abc", "r")
+        for number in (3, -1):
+            with pytest.raises(ConfigError, match="PARROT_MQ_PARTITIONS"):
+                store.partition(number)
+
+
+@pytest.mark.parametrize("bad", ["", "0-v-", "0-x-abc", "a-v-abc", "0v", None, 5])
+def test_what_is_no_id(bad: object) -> None:
+    with pytest.raises(BadType, match="not an id"):
+        partition_of(bad)  # type: ignore[arg-type]
+
+
+def test_sessions_spread_over_partitions() -> None:
+    ids = SeededIds(7)
+    found = {session_partition(ids.token(), 4) for _ in range(100)}
+    assert found == {0, 1, 2, 3}
+    assert session_partition("123456789", 16384) == 0x31C3  # CRC-16/XMODEM, as Redis Cluster counts slots
+
+
+def test_tokens() -> None:
+    assert [SeededIds(3).token() for _ in range(2)] == [SeededIds(3).token()] * 2
+    tokens = {source.token() for source in (SystemIds(), SeededIds(1)) for _ in range(50)}
+    assert len(tokens) == 100
+    assert all(re.fullmatch("[0-9a-v]{16}", token) for token in tokens)
+    assert partition_of(make_id(3, "v", "a-b")) == 3
+
+
+async def test_time_outs_and_pool_are_stated() -> None:
+    client = make_client("redis://127.0.0.1:1")
+    options = client.get_connection_kwargs()
+    assert "socket_timeout" in options
+    assert options["socket_timeout"] is None
+    assert options["protocol"] == 2
+    assert client.connection_pool.max_connections == 128
+    await client.aclose()
+
+
+def test_an_answer_of_a_kind_that_nobody_knows() -> None:
+    assert checked(["ok", 1, 2]) == [1, 2]
+    with pytest.raises(StoreError, match=r"Strange: why \(who\)"):
+        checked(["error", "Strange", "who", "why", "0"])
+
+
+def test_the_error_for_an_unknown_id_says_what_to_do() -> None:
+    error = unknown_variable("0-v-a")
+    assert error.culprit == "0-v-a"
+    assert "published()" in str(error)
