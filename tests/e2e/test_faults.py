@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import redis
 import parrot_mq as P
 from parrot_mq.keys import LEADER, Keys
 from parrot_mq.store.server import RedisServer
-from tests.e2e.processes import Pipeline, Service, pipeline, wait_for
+from tests.e2e.processes import WAIT_S, Pipeline, Service, pipeline, wait_for
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -102,15 +103,17 @@ def engine_of(system: Pipeline, engine_id: str) -> Service:
 
 def kill_an_engine_at_work(server: RedisServer, system: Pipeline) -> list[str]:
     """Kill an engine that runs something, and return what it ran. It is suspended first, so that none can end."""
-    while True:
-        victim = next(iter(running(server).values()))
-        service = engine_of(system, victim)
-        service.process.send_signal(signal.SIGSTOP)
-        held = [rid for rid, engine in running(server).items() if engine == victim]
-        if held:
-            service.kill()
-            return held
-        service.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        for victim in set(running(server).values()):
+            service = engine_of(system, victim)
+            service.process.send_signal(signal.SIGSTOP)
+            held = [rid for rid, engine in running(server).items() if engine == victim]
+            if held:
+                service.kill()
+                return held
+            service.process.send_signal(signal.SIGCONT)
+    raise TimeoutError("no engine was found at work")
 
 
 async def under_way(server: RedisServer) -> None:

@@ -53,7 +53,7 @@ def served_url(redis_url: str) -> Iterator[str]:
     async def end() -> None:
         stop.set()
 
-    thread = threading.Thread(target=lambda: portal.run(serve()))
+    thread = threading.Thread(target=lambda: portal.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(20)
     yield redis_url
