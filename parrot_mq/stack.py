@@ -46,6 +46,12 @@ def scheduler_command(redis_url: str) -> list[str]:
     return [sys.executable, "-m", "parrot_mq.scheduler", "--redis-url", redis_url]
 
 
+async def leader(store: Store) -> str:
+    """Return the id of the scheduler that leads, empty if none does."""
+    found: str | None = await store.partitions[0].robust(lambda: store.client.get(LEADER))
+    return found or ""
+
+
 class Stack:
     """The running processes; made by ``run_stack``."""
 
@@ -61,7 +67,7 @@ class Stack:
             for record in (await read_engines(self._store)).values()
             if record is not None and record.state is EngineState.READY
         }
-        leads = await self._store.partitions[0].robust(lambda: self._store.client.exists(LEADER))
+        leads = await leader(self._store)
         return {
             child.name
             for child in self.children

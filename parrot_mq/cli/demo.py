@@ -17,10 +17,9 @@ from rich.console import Console
 from parrot_mq.cli.console import RedisUrl, err, out, require
 from parrot_mq.demo.report import LiveProgress, print_result
 from parrot_mq.demo.run import Document, Result, run_demo
-from parrot_mq.keys import LEADER
 from parrot_mq.messages import EngineState
 from parrot_mq.process import Restarts
-from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, run_stack
+from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, leader, run_stack
 from parrot_mq.store import connect
 from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.resolve import resolve_redis
@@ -73,7 +72,7 @@ async def _redis(url: str | None) -> AsyncIterator[str]:
 async def _service(url: str, model: str, kind: str, console: Console) -> AsyncIterator[str]:
     """Start what is missing: a scheduler, an engine with the model. Gives the name that requests call the model."""
     async with await connect(url) as store:
-        has_scheduler = bool(await store.client.exists(LEADER))
+        has_scheduler = bool(await leader(store))
         records = [record for record in (await read_engines(store)).values() if record]
     name = model_name(model)
     ready = any(record.state is EngineState.READY and name in ("", record.model) for record in records)

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from parrot_mq.cli.console import RedisUrl, existing_redis, out
 from parrot_mq.errors import ConfigError, ParrotError
-from parrot_mq.keys import LEADER
 from parrot_mq.messages import EngineState
+from parrot_mq.stack import leader
 from parrot_mq.store import Store, connect
 from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.server import PROGRAMS, find_server, known_url
@@ -115,7 +115,7 @@ async def redis_findings(redis_url: str | None) -> list[Finding]:
 
 
 async def _server_findings(store: Store) -> list[Finding]:
-    info = await store.client.info()
+    info = await store.partitions[0].robust(store.client.info)
     kind = info.get("server_name", "redis")
     text = str(info.get("valkey_version") or info["redis_version"])
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
@@ -137,11 +137,11 @@ async def _server_findings(store: Store) -> list[Finding]:
 
 
 async def _service_findings(store: Store) -> list[Finding]:
-    leader = await store.client.get(LEADER)
+    leads = await leader(store)
     ready = [record for record in (await read_engines(store)).values() if record and record.state is EngineState.READY]
     models = ", ".join(sorted({record.model for record in ready}))
     return [
-        Finding("scheduler", f"{leader} leads" if leader else "none leads", "" if leader else "parrot-mq scheduler"),
+        Finding("scheduler", f"{leads} leads" if leads else "none leads", "" if leads else "parrot-mq scheduler"),
         Finding(
             "engines", f"{len(ready)} ready: {models}" if ready else "none ready", "" if ready else "parrot-mq engine"
         ),
@@ -150,7 +150,7 @@ async def _service_findings(store: Store) -> list[Finding]:
 
 async def _health(url: str, scheduler: bool, engine: bool) -> None:
     async with await connect(url) as store:
-        if scheduler and not await store.client.exists(LEADER):
+        if scheduler and not await leader(store):
             raise ConfigError(f"no scheduler leads on {url}")
         host = socket.gethostname()
         if engine and not any(

@@ -10,37 +10,36 @@ from collections.abc import Mapping
 from parrot_mq.keys import GROUP
 from parrot_mq.settings import StoreSettings
 
-NAMES = (
-    "cancel",
-    "close_session",
-    "complete",
-    "control",
-    "delete_ids",
-    "discard",
-    "dispatch",
-    "emit",
-    "expired_sessions",
-    "fail",
-    "heartbeat",
-    "import_variable",
-    "leave",
-    "open_session",
-    "propagate",
-    "raise_epoch",
-    "reap",
-    "reap_engine",
-    "reject",
-    "release",
-    "relayed",
-    "renew",
-    "set_variable",
-    "start",
-    "submit",
-    "want",
-)
-
-PARTS = {"submit": ("submit_validation", "submit")}
-"""Scripts whose text is in several files."""
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "cancel": ("graph", "cancel"),
+    "close_session": ("close_session",),
+    "complete": ("graph", "complete"),
+    "control": ("control",),
+    "delete_ids": ("graph", "delete_ids"),
+    "discard": ("graph", "discard"),
+    "dispatch": ("dispatch",),
+    "emit": ("emit",),
+    "expired_sessions": ("expired_sessions",),
+    "fail": ("graph", "fail"),
+    "heartbeat": ("heartbeat",),
+    "import_variable": ("import_variable",),
+    "leave": ("leave",),
+    "open_session": ("open_session",),
+    "propagate": ("graph", "propagate"),
+    "raise_epoch": ("raise_epoch",),
+    "reap": ("graph", "reap"),
+    "reap_engine": ("graph", "reap_engine"),
+    "reject": ("graph", "reject"),
+    "release": ("graph", "release"),
+    "relayed": ("relayed",),
+    "renew": ("renew",),
+    "set_variable": ("graph", "set_variable"),
+    "start": ("graph", "start"),
+    "submit": ("graph", "submit_validation", "submit"),
+    "want": ("want",),
+}
+"""Every script with the files it is made of, after the prelude (each function costs time in every call)."""
+NAMES = tuple(PARTS)
 
 
 def _constants(settings: StoreSettings) -> str:
@@ -80,4 +79,4 @@ def _text(name: str) -> str:
 def load_scripts(settings: StoreSettings) -> Mapping[str, Script]:
     """Return every script by its name, with the constants of ``settings`` built in."""
     head = _constants(settings) + _text("prelude")
-    return {name: Script(name, head + "".join(map(_text, PARTS.get(name, (name,))))) for name in NAMES}
+    return {name: Script(name, head + "".join(map(_text, parts))) for name, parts in PARTS.items()}

@@ -46,6 +46,15 @@ async def test_a_lease_of_what_does_not_run_is_dropped(lab: Lab) -> None:
     assert await lab.redis.exists(lab.keys.leases) == 0
 
 
+async def test_a_back_off_of_what_does_not_wait_is_dropped(lab: Lab) -> None:
+    request, _ = await lab.one(await lab.session())
+    await lab.start(request)
+    await lab.redis.zadd(lab.keys.delayed, {request: 1, lab.id("r"): 1})
+    await lab.scheduler.reap()
+    assert await lab.state(request) == "running"
+    assert await lab.redis.exists(lab.keys.delayed) == 0
+
+
 async def test_a_hundred_at_a_time(lab: Lab) -> None:
     session, given = await lab.session(), lab.variable("x")
     outputs = [lab.variable() for _ in range(150)]

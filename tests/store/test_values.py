@@ -116,6 +116,16 @@ async def test_token_ids_are_kept_with_the_value(lab: Lab) -> None:
     assert (record.token_ids, record.tokens_by) == ((5, 70_000), "llama")
 
 
+async def test_states_are_read_without_values(lab: Lab) -> None:
+    pending, given, failed = lab.variable(), lab.variable("x"), lab.variable()
+    await lab.submit(await lab.session(), [pending, given, failed])
+    await lab.producer.cancel_variable(failed.id)
+    ids = [pending.id, given.id, failed.id, lab.id("v")]
+    assert await lab.reader.states(ids) == ["pending", "ready", "error", None]
+    assert await lab.reader.states([]) == []
+    assert await lab.reader.variables([]) == []
+
+
 async def test_unknown(lab: Lab) -> None:
     variable = lab.id("v")
     before = await lab.snapshot()
