@@ -37,9 +37,7 @@ class CostModel:
     def decode_step_ms(self, num_seqs: int, context_tokens: int) -> float:
         """Predicted time of one decode step."""
         return (
-            self.decode_base_ms
-            + self.decode_per_seq_ms * num_seqs
-            + self.decode_per_context_token_ms * context_tokens
+            self.decode_base_ms + self.decode_per_seq_ms * num_seqs + self.decode_per_context_token_ms * context_tokens
         )
 
 

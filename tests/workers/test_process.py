@@ -237,7 +237,9 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "calibrate": False,
         "kv_memory_bytes": 2**29,
         "max_num_seqs": 4,
+        "num_threads": spare_cores(),
     }
+    assert 1 <= spare_cores() < max(2, os.cpu_count() or 1)
 
 
 def test_without_torch_the_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
