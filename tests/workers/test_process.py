@@ -19,7 +19,7 @@ from parrot_mq.messages import CostModel
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store.reader import engines
-from parrot_workers.worker.factory import engine_factory
+from parrot_workers.worker.factory import engine_factory, spare_cores
 from parrot_workers.worker.options import DEMO_FOLDER, parse_options
 from parrot_workers.worker.process import main
 
