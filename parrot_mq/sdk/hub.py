@@ -159,9 +159,11 @@ class Hub:
             dirty[vid] = None
         if new:
             await self._subscribe(list({entry.channel for entry in new.values()}))
-            for part in _parts([(vid, entry.objective) for vid, entry in new.items()]):
+            for part in _parts([(vid, entry.objective) for vid, entry in new.items() if entry.objective is not None]):
                 states = await self._producer.wants(part)
                 self._apply_states([vid for vid, _ in part], states, dirty)
+            for ids in _parts([vid for vid, entry in new.items() if entry.objective is None]):
+                self._apply_states(ids, await self._reader.states(ids), dirty)
         for ids in _parts(self._stale()):
             self._apply_states(ids, await self._reader.states(ids), dirty)
         for ids in _parts([vid for vid in dirty if vid in self._entries]):

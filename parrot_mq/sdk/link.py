@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from parrot_mq.errors import ConfigError, ParrotError, StoreError
 from parrot_mq.keys import partition_of
-from parrot_mq.messages import Objective
+from parrot_mq.messages import Objective, ObjectiveKind
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.failing import fail_collected, not_in_time
 from parrot_mq.sdk.graph import Submission
@@ -175,6 +175,9 @@ class Link:
         timeout_s = self.settings.get_timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
+                if perf is not None:
+                    for variable in collector.variables:
+                        variable._wanted = stricter(variable._wanted, perf)
                 await self.confirm(collector.variables)
                 await self._collect(collector, perf)
                 for _ in range(MAX_RESENDS):
@@ -195,7 +198,8 @@ class Link:
         try:
             for variable in waiting:
                 hub = self.hub(partition_of(variable._id))
-                hub.wait(variable._id, self.channel(variable), self.grace_s(variable), perf, collector)
+                news = perf if stricter(variable._stated, perf) is not variable._stated else None
+                hub.wait(variable._id, self.channel(variable), self.grace_s(variable), news, collector)
             await collector.wait()
         finally:
             for vid in collector.left():
@@ -230,6 +234,17 @@ class Link:
         for ids in _by_partition(variable._id for variable in variables):
             count += await self.producer(ids[0]).cancel_requests(ids, reason)
         return count
+
+
+def stricter(first: Objective | None, second: Objective | None) -> Objective | None:
+    """Return the stricter of two objectives, the first of equal ones. (Deadlines are counted from when they are stated,
+    so that a second one is never the same.)
+    """
+    if first is None or second is None:
+        return first or second
+    if second.kind is ObjectiveKind.DEADLINE:
+        return second
+    return second if second.strictness > first.strictness else first
 
 
 def _by_partition(ids: Iterable[str]) -> Iterable[list[str]]:

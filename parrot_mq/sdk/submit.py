@@ -158,7 +158,10 @@ class Sender:
                 raise
 
     async def _send_chunk(self, session_id: str, batch: str, chunk: Chunk, *, last: bool, deadline: float) -> None:
-        variables = [NewVariable(variable.id, variable.name, variable._given) for variable in chunk.variables]
+        variables = []
+        for made in chunk.variables:
+            made._stated = made._wanted
+            variables.append(NewVariable(made.id, made.name, made._given, made._stated))
         requests = [(request.spec, tuple(v.id for v in request.inputs)) for request in chunk.requests]
         while True:
             try:

@@ -39,8 +39,10 @@ class SemanticVariable:
         "_name",
         "_request",
         "_session",
+        "_stated",
         "_submission",
         "_text",
+        "_wanted",
     )
 
     def __init__(self, value: str | None = None, *, name: str = "") -> None:
@@ -52,6 +54,10 @@ class SemanticVariable:
         """The value, once known here."""
         self._given: Value | None = None
         """The value as it was set by hand in this process."""
+        self._wanted: Objective | None = None
+        """The strictest objective that was asked for before it was sent: it goes out with the submit."""
+        self._stated: Objective | None = None
+        """The objective that its submit carried."""
         self._failure: tuple[ErrorRecord, tuple[Step, ...] | None] | None = None
         self._link: Link | None = None
         self._session: Session | None = None

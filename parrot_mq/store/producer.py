@@ -60,6 +60,7 @@ class ProducerStore:
                 args += ["", "", "", 0, ""]
             else:
                 args += ["1", value.inline, value.fence, value.size_bytes, value.digest]
+            args.append(" ".join(map(str, _statement(variable.objective))) if variable.objective else "")
         args.append(len(requests))
         for spec, inputs in requests:
             text = spec.to_json()
@@ -92,26 +93,14 @@ class ProducerStore:
         """State an objective for a variable (the strictest one stated so far holds) and, with ``stream``, that its
         output is to be streamed. Returns False for an unknown id.
         """
-        kind, value_ms, strictness = "", 0, 0
-        if objective is not None:
-            kind, value_ms, strictness = objective.kind.value, objective.value_ms, objective.strictness
-        deadline = "1" if objective is not None and objective.kind is ObjectiveKind.DEADLINE else ""
         answer: list[Any] = await self.partition.call(
-            "want", variable_id, kind, value_ms, strictness, deadline, "1" if stream else ""
+            "want", variable_id, *_statement(objective), "1" if stream else ""
         )
         return bool(answer[0] == "ok")
 
     async def wants(self, items: Sequence[tuple[str, Objective | None]]) -> list[VariableState | None]:
         """State objectives of many variables in one round trip; return the variables' states, None for unknown ones."""
-        calls: list[tuple[str | int, ...]] = []
-        for variable_id, objective in items:
-            if objective is None:
-                calls.append((variable_id, "", 0, 0, "", ""))
-            else:
-                deadline = "1" if objective.kind is ObjectiveKind.DEADLINE else ""
-                calls.append(
-                    (variable_id, objective.kind.value, objective.value_ms, objective.strictness, deadline, "")
-                )
+        calls = [(variable_id, *_statement(objective), "") for variable_id, objective in items]
         answers = await self.partition.call_many("want", calls)
         return [VariableState(answer[1]) if answer[0] == "ok" else None for answer in answers]
 
@@ -152,3 +141,11 @@ class ProducerStore:
             left = int(checked(await self.partition.call("delete_ids", session_id, BATCH_IDS))[0])
             if left == 0:
                 return
+
+
+def _statement(objective: Objective | None) -> tuple[str, int, int, str]:
+    """Return an objective as the scripts want it: kind, value in milliseconds, strictness, whether it is a deadline."""
+    if objective is None:
+        return "", 0, 0, "0"
+    is_deadline = "1" if objective.kind is ObjectiveKind.DEADLINE else "0"
+    return objective.kind.value, objective.value_ms, objective.strictness, is_deadline

@@ -176,11 +176,12 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NewVariable:
-    """A variable that a submit creates, with its value if it is set by hand."""
+    """A variable that a submit creates, with its value if it is set by hand, and what its reader has asked for."""
 
     id: str
     name: str
     value: Value | None = None
+    objective: Objective | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "renew": ("renew",),
     "set_variable": ("graph", "set_variable"),
     "start": ("graph", "start"),
-    "submit": ("graph", "submit_validation", "submit"),
-    "want": ("want",),
+    "submit": ("graph", "objective", "submit_validation", "submit"),
+    "want": ("objective", "want"),
 }
 """Every script with the files it is made of, after the prelude (each function costs time in every call)."""
 NAMES = tuple(PARTS)

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 import parrot_mq as P
 from parrot_mq.settings import ClientSettings, StoreSettings
-from parrot_mq.store import Store
+from parrot_mq.store import SchedulerStore, Store
 from tests.conftest import fake
 from tests.sdk.fake_service import Failure, FakeService
 
@@ -252,3 +252,27 @@ async def test_a_crowd_of_waiters(session: P.Session, service: FakeService) -> N
     outs = [step(f"{i}", session=session) for i in range(200)]
     texts = await asyncio.gather(*(out.get(timeout_s=60) for out in outs))
     assert texts == [f"<step.out:{len(str(i)) + 1}>" for i in range(200)]
+
+
+async def hinted(store: Store) -> list[str]:
+    """Return the objectives that the scheduler was told about on their own, after the submit."""
+    entries = await SchedulerStore(store.partitions[0]).read_intake("0", block_ms=None)
+    return [entry.fields["variable"] for entry in entries if entry.kind == "objective"]
+
+
+async def test_an_objective_goes_out_with_the_submit(
+    session: P.Session, service: FakeService, fake_store: Store
+) -> None:
+    service.running.clear()
+    early, late = step("x", session=session), step("y", session=session)
+    waiting = [asyncio.create_task(early.get(perf=P.TTFT, timeout_s=10))]
+    await late.published()
+    assert await early.objective() == P.TTFT
+    assert await hinted(fake_store) == []
+    waiting.append(asyncio.create_task(late.get(perf=P.THROUGHPUT, timeout_s=10)))
+    waiting.append(asyncio.create_task(early.get(perf=P.LATENCY, timeout_s=10)))
+    await asyncio.sleep(0.1)
+    assert (await early.objective(), await late.objective()) == (P.LATENCY, P.THROUGHPUT)
+    assert sorted(await hinted(fake_store)) == sorted([early.id, late.id])
+    service.running.set()
+    assert len(await asyncio.gather(*waiting)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -126,3 +127,31 @@ async def test_an_engine_that_is_gone_is_not_told(lab: Lab) -> None:
     await lab.redis.delete(lab.keys.engine_queue("e1"))
     await lab.producer.want(output, stream=True)
     assert not await lab.redis.exists(lab.keys.engine_queue("e1"), lab.keys.engine_control("e1"))
+
+
+async def test_a_submit_carries_objectives(lab: Lab) -> None:
+    session = await lab.session()
+    text = lab.variable("given")
+    plain, wanted = (dataclasses.replace(lab.variable(), objective=o) for o in (None, TTFT))
+    due = dataclasses.replace(lab.variable(), objective=Deadline(60))
+    before = await lab.scheduler.now_ms()
+    requests = [lab.request([text], output) for output in (plain, wanted, due)]
+    for _ in range(2):  # the same submit again changes nothing
+        await lab.submit(session, [text, plain, wanted, due], requests)
+    assert await objective(lab, plain.id) is None
+    assert await objective(lab, wanted.id) == TTFT
+    found = await objective(lab, due.id)
+    assert found is not None
+    assert before + 60_000 <= found.at_ms <= await lab.scheduler.now_ms() + 60_000
+    assert await lab.redis.hget(lab.keys.variable(due.id), "strictness") == str(found.strictness)
+    hinted = [line.split(" ", 1) for hint in await lab.hints("submitted") for line in hint["objectives"].splitlines()]
+    assert {vid: Objective.from_json(text) for vid, text in hinted} == {wanted.id: TTFT, due.id: found}
+    assert await lab.hints("objective") == []
+
+
+async def test_an_objective_of_a_submit_can_be_surpassed(lab: Lab) -> None:
+    variable = dataclasses.replace(lab.variable(), objective=TTFT)
+    await lab.submit(await lab.session(), [variable])
+    for stated, holds in [(THROUGHPUT, TTFT), (LATENCY, LATENCY)]:
+        assert await lab.producer.want(variable.id, stated)
+        assert await objective(lab, variable.id) == holds

@@ -1,6 +1,6 @@
 -- submit(session, batch, last,
 --        F, (digest, name, segments)*F,
---        V, (id, name, has_value, text, fence, size, digest)*V,
+--        V, (id, name, has_value, text, fence, size, digest, objective)*V,
 --        R, (id, call, function_name, output, spec, digest, I, input*I)*R)
 -- Validates all of it, then applies all of it (submit.lua). Requests come in topological order.
 -- This first half writes nothing.
@@ -21,7 +21,7 @@ local functions, variables, requests = {}, {}, {}
 for i = 1, tonumber(take()) do functions[i] = {digest = take(), name = take(), segments = take()} end
 for i = 1, tonumber(take()) do
   variables[i] = {id = take(), name = take(), has_value = take() == '1', text = take(), fence = take(), size = take(),
-    digest = take()}
+    digest = take(), objective = words(take())}
 end
 for i = 1, tonumber(take()) do
   local request = {id = take(), call = take(), name = take(), output = take(), spec = take(), digest = take(),
