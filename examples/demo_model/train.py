@@ -160,8 +160,7 @@ class Run:
             num_tokens = args.batch_tokens // 3 if refining and kind is Kind.MAP else args.batch_tokens
             confusable_share = args.confusable_share if refining else 0.0
             batch = batch_of(kind, curriculum.level, stream, num_tokens, self._encoder, confusable_share)
-            # Prompts cannot be predicted: in the end their noise would drown what is left to learn of the answers.
-            prompt_share = 0.0 if refining else 0.1 if curriculum.level == TOP_LEVEL else 1.0
+            prompt_share = 0.1 if curriculum.level == TOP_LEVEL else 1.0
             answer_loss, prompt_loss = losses(self._model, batch)
             weight = args.prompt_weight * prompt_share
             (answer_loss + weight * prompt_loss).backward()
@@ -189,9 +188,9 @@ def main() -> None:
     parser.add_argument("--prompt-weight", type=float, default=0.2)
     parser.add_argument("--bound", type=float, default=0.1, help="answer loss that ends a level of the curriculum")
     parser.add_argument("--cooldown", type=float, default=0.3, help="share of the steps in which the rate falls")
-    parser.add_argument("--refine-steps", type=int, default=600, help="steps after those, on harder examples")
-    parser.add_argument("--refine-rate", type=float, default=0.4, help="highest share of the learning rate in them")
-    parser.add_argument("--confusable-share", type=float, default=0.5, help="of the harder examples in them")
+    parser.add_argument("--refine-steps", type=int, default=300, help="steps after those, on harder examples")
+    parser.add_argument("--refine-rate", type=float, default=0.3, help="highest share of the learning rate in them")
+    parser.add_argument("--confusable-share", type=float, default=0.6, help="of the harder examples in them")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--resume", action="store_true", help="go on from the state beside the checkpoint")

@@ -136,7 +136,8 @@ class StubEngine:
         self.started = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
-        self.silent = False
+        self._ended = False
+        """redis-py may swallow a cancellation: the loops look at this as well."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -155,6 +156,7 @@ class StubEngine:
 
     async def kill(self) -> None:
         """Vanish, as after kill -9."""
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -168,15 +170,16 @@ class StubEngine:
                 tasks.create_task(self._serve(EngineStore(partition)))
 
     async def _beat(self) -> None:
-        while True:
+        while not self._ended:
             for partition in self.store.partitions:
                 await EngineStore(partition).heartbeat(self.record)
             await asyncio.sleep(0.1)
 
     async def _serve(self, store: EngineStore) -> None:
         after = "0"
-        while True:
+        while not self._ended:
             assignments, controls = await store.receive(self.id, after, block_ms=50)
+            await asyncio.sleep(0)  # fakeredis' group read does not block, and with redis-py 8 does not yield either
             after = controls[-1].entry_id if controls else after
             await self._take(store, assignments)
 
