@@ -90,7 +90,7 @@ def tool_findings() -> list[Finding]:
     return [
         Finding(
             "C++ compiler",
-            compiler or "none: the engine computes on a CPU with torch's own operations, which is slower",
+            compiler or "none: kernels cannot be compiled",
             "" if compiler else "apt-get install g++",
         ),
         Finding(
