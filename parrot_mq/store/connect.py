@@ -17,6 +17,7 @@ from parrot_mq.settings import StoreSettings
 from parrot_mq.store.cluster import is_cluster, owner_url
 from parrot_mq.store.ids import IdSource, SystemIds
 from parrot_mq.store.partition import Clients, Partition
+from parrot_mq.store.pool import UnprobedPool
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 128
@@ -30,7 +31,7 @@ def make_client(url: str) -> redis.asyncio.Redis:
     ``Partition.robust``, blocking reads by their own argument. Reconnects are retried for about two seconds, so that a
     Redis that restarts is not seen as gone.
     """
-    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+    pool = UnprobedPool.from_url(
         url,
         decode_responses=True,
         protocol=2,
@@ -42,6 +43,7 @@ def make_client(url: str) -> redis.asyncio.Redis:
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
         retry_on_error=[RedisConnectionError],
     )
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
     return client
 
 
