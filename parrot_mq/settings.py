@@ -47,6 +47,8 @@ class StoreSettings(_FromEnv):
     """Number of partitions; fixed for the life of the data."""
     inline_bytes: int = 32 * 1024
     """Values of this size and more live in a key of their own."""
+    offer_bytes: int = 4 * 1024
+    """A request goes into its engine's queue together with its inputs, if all of it is not larger than this."""
     max_value_bytes: int = 8 * 1024 * 1024
     max_live_requests: int = 1_000_000
     """Unfinished requests per partition; beyond it submits answer ``Overloaded``."""

@@ -55,6 +55,56 @@ def _refusal(answer: list[Any]) -> StoreError | None:
     return None
 
 
+def _assignment(entry_id: str, fields: dict[str, str]) -> Assignment:
+    request, fence = fields["request"], fields["fence"]
+    offer = None
+    if "spec" in fields:
+        inputs = [
+            InputValue(vid, fields[f"text:{i}"], "", _ids(fields.get(f"ids:{i}", "")), fields.get(f"by:{i}", ""))
+            for i, vid in enumerate(fields["inputs"].split(), 1)
+        ]
+        offer = Claim(
+            request=request,
+            fence=fence,
+            attempt=int(fields["attempt"]),
+            session=fields["session"],
+            tenant=fields["tenant"],
+            spec_json=fields["spec"],
+            inputs=tuple(inputs),
+            streamed=False,
+        )
+    return Assignment(entry_id, request, fence, fields.get("plan", "{}"), offer)
+
+
+def _claim(assignment: Assignment, answer: list[Any]) -> Claim | None:
+    if not answer:
+        return None
+    attempt, streamed, published, *whole = answer
+    if assignment.offer is not None:
+        return dataclasses.replace(
+            assignment.offer, attempt=int(attempt), streamed=streamed == "1", published_ids=_ids(published)
+        )
+    session, tenant, spec, inputs = whole
+    return Claim(
+        request=assignment.request,
+        fence=assignment.fence,
+        attempt=int(attempt),
+        session=session,
+        tenant=tenant,
+        spec_json=spec,
+        inputs=tuple(
+            InputValue(vid, None if reference else text, reference, _ids(ids), tokens_by)
+            for vid, text, reference, ids, tokens_by in inputs
+        ),
+        streamed=streamed == "1",
+        published_ids=_ids(published),
+    )
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
 class EngineStore:
     """State changes that an engine makes, in one partition."""
 
@@ -137,7 +187,7 @@ class EngineStore:
         assignments, others = [], []
         for entry_id, fields in entries:
             if fields and "request" in fields:
-                assignments.append(Assignment(entry_id, fields["request"], fields["fence"], fields.get("plan", "{}")))
+                assignments.append(_assignment(entry_id, fields))
             else:
                 others.append(entry_id)
         if others:
@@ -162,35 +212,10 @@ class EngineStore:
         """
         args: list[str] = [engine_id, GROUP]
         for assignment in assignments:
-            args += [assignment.entry_id, assignment.request, assignment.fence]
-        answer = checked(await self.partition.call("start", *args))
-        return [self._claim(item) for item in answer[0]]
-
-    @staticmethod
-    def _claim(item: list[Any]) -> Claim | None:
-        if len(item) < 2:
-            return None
-        request, fence, attempt, session, tenant, spec, streamed, published, inputs = item
-        return Claim(
-            request=request,
-            fence=fence,
-            attempt=int(attempt),
-            session=session,
-            tenant=tenant,
-            spec_json=spec,
-            inputs=tuple(
-                InputValue(
-                    id=vid,
-                    text=None if reference else text,
-                    reference=reference,
-                    token_ids=tuple(map(int, ids.split())),
-                    tokens_by=tokens_by,
-                )
-                for vid, text, reference, ids, tokens_by in inputs
-            ),
-            streamed=streamed == "1",
-            published_ids=tuple(map(int, published.split())),
-        )
+            offered = "1" if assignment.offer is not None else ""
+            args += [assignment.entry_id, assignment.request, assignment.fence, offered]
+        (answers,) = checked(await self.partition.call("start", *args))
+        return [_claim(assignment, answer) for assignment, answer in zip(assignments, answers, strict=True)]
 
     async def fetch(self, reference: str) -> str | None:
         """Return the large value at the key ``reference``, None if it has been deleted."""

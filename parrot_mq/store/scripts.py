@@ -17,7 +17,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "control": ("control",),
     "delete_ids": ("graph", "delete_ids"),
     "discard": ("graph", "discard"),
-    "dispatch": ("dispatch",),
+    "dispatch": ("inputs", "dispatch"),
     "emit": ("emit",),
     "expired_sessions": ("expired_sessions",),
     "fail": ("graph", "fail"),
@@ -34,12 +34,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "relayed": ("relayed",),
     "renew": ("renew",),
     "set_variable": ("graph", "set_variable"),
-    "start": ("graph", "start"),
+    "start": ("graph", "inputs", "start"),
     "submit": ("graph", "objective", "submit_validation", "submit"),
     "want": ("objective", "want"),
 }
 """Every script with the files it is made of, after the prelude (each function costs time in every call)."""
 NAMES = tuple(PARTS)
+MAX_OFFER_INPUTS = 16
+"""A request with more inputs is not offered with its queue entry."""
 
 
 def _constants(settings: StoreSettings) -> str:
@@ -56,6 +58,8 @@ def _constants(settings: StoreSettings) -> str:
         "BACKOFF_MAX_MS": settings.backoff_max_s * 1000,
         "EVENTS_MAX": settings.events_max_len,
         "UNITS": settings.fanout_units,
+        "OFFER_BYTES": settings.offer_bytes,
+        "MAX_OFFER_INPUTS": MAX_OFFER_INPUTS,
     }
     lines = [f"local {name} = {round(value)}\n" for name, value in values.items()]
     return "".join(lines) + f"local GROUP = '{GROUP}'\n"
