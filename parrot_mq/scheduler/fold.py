@@ -100,6 +100,14 @@ def _node(core: Core, pair: str) -> tuple[RequestNode | None, int]:
     return core.graph.requests.get(request_id), int(rev)
 
 
+def _dispatched(core: Core, entry: IntakeEntry, now_s: float) -> None:
+    for item in entry.fields["requests"].split():
+        request_id, rev, fence = item.split(":")
+        node = core.graph.requests.get(request_id)
+        if node is not None:
+            core.took_lane(node, int(rev), entry.fields["engine"], fence, now_s)
+
+
 _HANDLERS: dict[str, Callable[[Core, IntakeEntry, float], None]] = {
     "submitted": _submitted,
     "resolved": _resolved,
@@ -108,4 +116,5 @@ _HANDLERS: dict[str, Callable[[Core, IntakeEntry, float], None]] = {
     "released": _released,
     "objective": _objective,
     "discarded": _discarded,
+    "dispatched": _dispatched,
 }

@@ -65,7 +65,17 @@ class ProducerStore:
         for spec, inputs in requests:
             text = spec.to_json()
             digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-            args += [spec.id, spec.call, spec.function_name, spec.output, text, digest, len(inputs), *inputs]
+            args += [
+                spec.id,
+                spec.call,
+                spec.function_name,
+                spec.model,
+                spec.output,
+                text,
+                digest,
+                len(inputs),
+                *inputs,
+            ]
         checked(await self.partition.call("submit", *args))
 
     async def discard(self, batch: str, request_ids: Sequence[str], variable_ids: Sequence[str]) -> None:

@@ -230,6 +230,14 @@ class Assignment:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Lane:
+    """An engine that requests of some model may be given without asking, and how many."""
+
+    engine: str
+    credits: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Control:
     """An entry of an engine's control stream. ``kind``: cancel, stream, objective, drain."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
@@ -13,7 +13,7 @@ from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.reader import Reader
-from parrot_mq.store.records import DispatchItem, Value
+from parrot_mq.store.records import DispatchItem, Lane, Value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class IntakeEntry:
     - ``cancelled``: requests (``rid:rev`` ...), ready, dead
     - ``objective``: variable, rev, objective (JSON)
     - ``discarded``: requests (ids)
+    - ``dispatched``: engine, requests (``rid:rev:fence`` ... that went by a lane)
     - ``work``: the work stream has an entry
     - ``import``: variable (of another partition that a request here needs), tenant
     - ``outbox``: the outbox stream has an entry
@@ -76,6 +77,15 @@ class SchedulerStore:
         for item, token in zip(items, tokens, strict=True):
             args += [item.request, item.engine, token, item.plan_json]
         return list(checked(await self.partition.call("dispatch", *args))[0])
+
+    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1) -> None:
+        """Make ``lanes`` (by model) the only ones, with the part of their credits that one of ``share`` partitions
+        gets, at least 1. Raises ``Fenced`` for an old epoch.
+        """
+        args: list[str | int] = [self.epoch]
+        for model, lane in lanes.items():
+            args += [model, lane.engine, max(1, lane.credits // share)]
+        checked(await self.partition.call("grant", *args))
 
     async def reject(self, request: str, error: ErrorRecord) -> None:
         """Fail a request that was never started (its model does not exist): it and everything downstream."""

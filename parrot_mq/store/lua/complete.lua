@@ -34,4 +34,5 @@ event('done', rid, 'engine', r.engine, 'usage', usage)
 settle()
 hint('resolved', 'variable', vid, 'rev', rev, 'digest', ARGV[6], 'bytes', ARGV[5], 'error', '',
   'request', rid .. ':' .. string.format('%d', request_rev), 'ready', joined(ready), 'dead', joined(dead), 'usage', usage)
+by_lane(ready)
 return {'ok', 'set'}

@@ -31,5 +31,6 @@ end
 settle()
 hint('resolved', 'variable', vid, 'rev', rev, 'digest', digest, 'bytes', ARGV[5], 'error', (mode == 'error') and '1' or '',
   'request', '', 'ready', joined(ready), 'dead', joined(dead))
+by_lane(ready)
 event('set', vid)
 return {'ok', 'set'}

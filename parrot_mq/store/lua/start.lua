@@ -60,13 +60,11 @@ local function claim(rid, fence, offered)
   return answer
 end
 
-local claims, removal = {}, {}
-for i = 3, #ARGV, 4 do
-  removal[#removal + 1] = ARGV[i]
-  claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-end
-redis.call('XACK', queue, group, unpack(removal))
-redis.call('XDEL', queue, unpack(removal))
+local entries, claims = {}, {}
+for i = 3, #ARGV, 4 do entries[#entries + 1] = ARGV[i] end
+redis.call('XACK', queue, group, unpack(entries))  -- a write that takes no memory comes first: see even_when_full
+redis.call('XDEL', queue, unpack(entries))
+for i = 3, #ARGV, 4 do claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
 settle()
 hint_ready()
 return {'ok', claims}

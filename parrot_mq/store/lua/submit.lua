@@ -48,7 +48,7 @@ local function apply_stub(vid)
   hint('import', 'variable', vid, 'tenant', tenant)
 end
 
-local specs, states, resolved, noted, objectives, doomed = {}, {}, {}, {}, {}, {}
+local specs, states, resolved, noted, objectives, doomed, at_once = {}, {}, {}, {}, {}, {}, {}
 
 local function apply_request(r, score)
   local need, failed, output = 0, nil, facts[r.output]
@@ -72,6 +72,7 @@ local function apply_request(r, score)
     'output', r.output, 'inputs', joined(r.inputs), 'spec', r.spec, 'digest', r.digest, 'batch', batch,
     'state', state, 'need', need, 'attempt', '0', 'fence', '', 'rev', '1', 'created_ms', now_ms,
     'ready_ms', (need == '0') and now_ms or '0')
+  if r.model ~= '' then redis.call('HSET', req_key(r.id), 'model', r.model) end
   ids[#ids + 1] = r.id
   entries[#entries + 1] = score
   entries[#entries + 1] = r.id
@@ -84,6 +85,7 @@ local function apply_request(r, score)
   if output.objective then objectives[#objectives + 1] = r.output .. ' ' .. output.objective end
   specs[#specs + 1] = r.spec
   states[#states + 1] = r.id .. ':1:' .. state
+  if state == 'ready' then at_once[#at_once + 1] = states[#states] end
 end
 
 local function in_parts(command, key, list)
@@ -105,5 +107,6 @@ hint('submitted', 'session', sid, 'tenant', tenant, 'batch', batch, 'last', last
   'specs', '[' .. table.concat(specs, ',') .. ']', 'states', joined(states), 'inputs', joined(resolved),
   'objectives', table.concat(objectives, '\n'))
 hint_ready()
+if last == '1' then by_lane(at_once) end
 if num_requests > 0 then event('submitted', batch, 'session', sid, 'requests', num_requests) end
 return {'ok', num_requests}

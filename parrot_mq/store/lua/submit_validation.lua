@@ -1,7 +1,7 @@
 -- submit(session, batch, last,
 --        F, (digest, name, segments)*F,
 --        V, (id, name, has_value, text, fence, size, digest, objective)*V,
---        R, (id, call, function_name, output, spec, digest, I, input*I)*R)
+--        R, (id, call, function_name, model, output, spec, digest, I, input*I)*R)
 -- Validates all of it, then applies all of it (submit.lua). Requests come in topological order.
 -- This first half writes nothing.
 local sid, batch, last = ARGV[1], ARGV[2], ARGV[3]
@@ -24,7 +24,7 @@ for i = 1, tonumber(take()) do
     digest = take(), objective = words(take())}
 end
 for i = 1, tonumber(take()) do
-  local request = {id = take(), call = take(), name = take(), output = take(), spec = take(), digest = take(),
+  local request = {id = take(), call = take(), name = take(), model = take(), output = take(), spec = take(), digest = take(),
     inputs = {}}
   local listed, inputs = {}, request.inputs
   for _ = 1, tonumber(take()) do
