@@ -31,6 +31,7 @@ def make_client(url: str) -> redis.asyncio.Redis:
     ``Partition.robust``, blocking reads by their own argument. Reconnects are retried for about two seconds, so that a
     Redis that restarts is not seen as gone.
     """
+    tcp_only = {} if urlsplit(url).scheme == "unix" else {"socket_keepalive": True}
     pool = UnprobedPool.from_url(
         url,
         decode_responses=True,
@@ -38,10 +39,10 @@ def make_client(url: str) -> redis.asyncio.Redis:
         max_connections=MAX_CONNECTIONS,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         socket_timeout=None,
-        socket_keepalive=True,
         health_check_interval=0,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
         retry_on_error=[RedisConnectionError],
+        **tcp_only,
     )
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
     return client
@@ -123,6 +124,11 @@ async def connect(
             f"no Redis answers at {url} ({error or 'timed out'}); start one with `redis-server` or `parrot-mq up`, "
             "or give another address with --redis-url or PARROT_MQ_REDIS_URL"
         ) from None
+    if clustered and urlsplit(url).scheme == "unix":
+        await client.aclose()
+        raise ConfigError(
+            f"{url} is a node of a Redis Cluster; give its TCP address, for the other nodes have no other"
+        )
     partitions: list[Partition] = []
     for number in range(settings.partitions):
         partition_keys = keys.Keys(number)

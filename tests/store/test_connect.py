@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from parrot_mq.settings import StoreSettings
 from parrot_mq.store import SeededIds, Store, SystemIds, connect
 from parrot_mq.store.answers import checked, unknown_variable
 from parrot_mq.store.connect import make_client
+from parrot_mq.store.server import RedisServer
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", ""])
@@ -23,6 +25,26 @@ async def test_what_is_no_redis_url(url: str) -> None:
 async def test_nothing_answers() -> None:
     with pytest.raises(StoreUnavailable, match=r"redis://127\.0\.0\.1:1.*--redis-url"):
         await connect("redis://127.0.0.1:1", timeout_s=0.2)
+
+
+@pytest.mark.redis
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    with RedisServer(tmp_path, options=["--unixsocket", str(socket)]):
+        async with await connect(f"unix://{socket}?db=2", StoreSettings(partitions=2)) as store:
+            await store.client.set("a", "b")
+            assert await store.partition(1).redis.get("a") == "b"
+            assert (await store.client.client_info())["db"] == 2
+    with pytest.raises(StoreUnavailable, match=re.escape(str(socket))):
+        await connect(f"unix://{socket}", timeout_s=0.2)
+
+
+@pytest.mark.redis
+async def test_a_cluster_behind_a_unix_socket(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    node = RedisServer(tmp_path, options=["--unixsocket", str(socket), "--cluster-enabled", "yes"])
+    with node, pytest.raises(ConfigError, match="TCP"):
+        await connect(f"unix://{socket}")
 
 
 async def test_ids_lead_to_their_partition(fakes: object) -> None:
