@@ -20,8 +20,10 @@ from parrot_mq.errors import ConfigError, ParrotError
 from parrot_mq.messages import EngineState
 from parrot_mq.stack import leader
 from parrot_mq.store import Store, connect
+from parrot_mq.store.address import masked
+from parrot_mq.store.program import PROGRAMS, find_server
 from parrot_mq.store.reader import engines as read_engines
-from parrot_mq.store.server import PROGRAMS, find_server, known_url
+from parrot_mq.store.server import known_url
 
 MIN_REDIS = (6, 2)
 
@@ -109,7 +111,7 @@ async def redis_findings(redis_url: str | None) -> list[Finding]:
     try:
         store = await connect(url)
     except ParrotError as error:
-        return [Finding("Redis in use", url, str(error), needed=True)]
+        return [Finding("Redis in use", masked(url), str(error), needed=True)]
     async with store:
         return [*await _server_findings(store), *await _service_findings(store)]
 
@@ -122,7 +124,9 @@ async def _server_findings(store: Store) -> list[Finding]:
     policy = info.get("maxmemory_policy", "noeviction")
     old = version < MIN_REDIS
     return [
-        Finding("Redis in use", f"{kind} {text} at {store.url}", "Redis 6.2 or later" if old else "", needed=True),
+        Finding(
+            "Redis in use", f"{kind} {text} at {masked(store.url)}", "Redis 6.2 or later" if old else "", needed=True
+        ),
         Finding(
             "Redis persistence",
             "append-only file on" if info.get("aof_enabled") else "off: a crash of Redis loses acknowledged work",
