@@ -8,13 +8,14 @@ import sys
 import typer
 
 from parrot_mq.cli.console import RedisUrl, existing_redis
-from parrot_mq.stack import scheduler_command
+from parrot_mq.stack import SCHEDULER
+from parrot_mq.store.server import URL_VARIABLE
 
 
 def scheduler(redis_url: RedisUrl = None) -> None:
     """Run a scheduler. Several may run; one leads, another takes over when it ends. SIGTERM drains it."""
-    command = scheduler_command(existing_redis(redis_url))
-    os.execv(command[0], command)
+    os.environ[URL_VARIABLE] = existing_redis(redis_url)
+    os.execv(SCHEDULER[0], SCHEDULER)
 
 
 def engine(context: typer.Context) -> None:
