@@ -12,11 +12,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from parrot_mq.entry import USAGE
 from parrot_mq.errors import ParrotError
 from parrot_mq.store.tether import tethered
 
-USAGE_STATUS = 2
-"""Exit status of a process that was started wrongly: starting it again would not help."""
 STOP_TIMEOUT_S = 10.0
 """How long a process may take to end, unless its owner knows better."""
 MIN_BACKOFF_S = 0.5
@@ -102,7 +101,7 @@ class Child:
                 crashes = 0
             crashes += 1
             limit = self._restarts.limit
-            if status == USAGE_STATUS or (limit is not None and crashes > limit):
+            if status == USAGE or (limit is not None and crashes > limit):
                 self._on_state(self.name, ChildState.STOPPED, f"ended with status {status}")
                 raise ChildFailed(f"{self.name} ended with status {status}: {self._tail()}")
             delay_s = self._restarts.delay_s(crashes)

@@ -103,14 +103,21 @@ async def test_processes_get_the_time_to_drain_that_their_settings_give_them(
 
 async def test_in_a_hurry_an_engine_gives_back_what_it_runs(redis_url: str) -> None:
     slow = EngineChoice("sim", arguments=("--cost", '{"decode_base_ms": 500}'))  # a step; the request takes 200
+    lines: list[str] = []
     async with P.connect(redis_url) as client, client.session():
-        async with asyncio.timeout(60), run_stack(redis_url, [slow]) as stack:
+        async with (
+            asyncio.timeout(60),
+            run_stack(redis_url, [slow], on_line=lambda name, line: lines.append(line)) as stack,
+        ):
             await stack.wait_until_ready(60)
             speech = go_on("again")
             await speech.published()
-            while await state_of(speech) is not RequestState.RUNNING:
+            while await state_of(speech) is not RequestState.RUNNING:  # noqa: ASYNC110 - another process' life
                 await asyncio.sleep(0.02)
-            stack.hurry()  # the first time it drains; the end of the block asks a second time
+            stack.hurry()  # at the first time it drains
+            while not any("drains: 1 run" in line for line in lines):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        # and at the second, from the end of the block, it gives back
         assert await state_of(speech) is RequestState.READY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import runpy
@@ -37,6 +38,11 @@ def test_help_names_every_command(capsys: Capture) -> None:
     text = capsys.readouterr().out
     for command in ("up", "scheduler", "engine", "demo", "show", "doctor"):
         assert f" {command} " in text
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"parrot-mq {importlib.metadata.version('parrot-mq')}\n"
 
 
 def test_a_wrong_command_is_a_usage_error(capsys: Capture) -> None:
@@ -77,10 +83,10 @@ def test_scheduler_and_engine_become_their_processes(monkeypatch: pytest.MonkeyP
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _path, command: became.append(command[1:]))
     assert main(["scheduler", "--redis-url", "redis://x"]) == 0
-    assert main(["engine", "--kind", "sim", "--help"]) == 0
+    assert main(["engine", "--kind", "sim", "--verbose", "--help"]) == 0
     assert became == [
         ["-m", "parrot_mq.scheduler", "--redis-url", "redis://x"],
-        ["-m", "parrot_workers", "--kind", "sim", "--help"],
+        ["-m", "parrot_workers", "--kind", "sim", "--verbose", "--help"],
     ]
 
 

@@ -101,8 +101,9 @@ def _positive(kind: type) -> Callable[[str], float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m parrot_workers",
-        description="Run an engine: it registers in Redis, takes requests for its model and answers them.",
+        prog="parrot-mq engine",
+        description="Run an engine: it registers in Redis, takes requests for its model and answers them. "
+        "`python -m parrot_workers` is the same.",
         epilog="SIGTERM or Ctrl-C drains it, a second one gives back at once what it still runs.",
         allow_abbrev=False,
     )
