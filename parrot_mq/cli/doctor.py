@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from parrot_mq.cli.console import RedisUrl, existing_redis, out
+from parrot_mq.cli.listing import Column, Listing
 from parrot_mq.errors import ConfigError, ParrotError
 from parrot_mq.messages import EngineState
 from parrot_mq.stack import leader
@@ -26,6 +26,7 @@ from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.server import known_url
 
 MIN_REDIS = (6, 2)
+_COLUMNS = (Column(""), Column("what"), Column("found", flexible=True), Column("to get it", flexible=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,15 +61,11 @@ def doctor(
         asyncio.run(_health(existing_redis(redis_url), scheduler, engine))
         return
     findings = [*python_findings(), *tool_findings(), *asyncio.run(redis_findings(redis_url))]
-    table = Table(title="parrot-mq doctor", title_justify="left")
-    table.add_column()
-    table.add_column("what")
-    table.add_column("found")
-    table.add_column("to get it", overflow="fold")
+    listing = Listing(f"parrot-mq {importlib.metadata.version('parrot-mq')}", _COLUMNS)
     for finding in findings:
         mark = "[green]ok[/]" if not finding.remedy else "[bold red]missing[/]" if finding.needed else "[yellow]-[/]"
-        table.add_row(mark, finding.subject, escape(finding.found), escape(finding.remedy))
-    out().print(table)
+        listing.add(mark, finding.subject, escape(finding.found), escape(finding.remedy))
+    out().print(listing)
     if any(finding.needed and finding.remedy for finding in findings):
         raise typer.Exit(1)
 
