@@ -18,9 +18,11 @@ from parrot_mq.cli.console import EngineKind, RedisUrl, err, out, require
 from parrot_mq.demo.report import LiveProgress, print_result
 from parrot_mq.demo.run import Document, Result, run_demo
 from parrot_mq.messages import EngineState
+from parrot_mq.model_name import model_name
 from parrot_mq.process import Restarts
 from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, leader, run_stack
 from parrot_mq.store import connect
+from parrot_mq.store.address import masked
 from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.resolve import resolve_redis
 from parrot_mq.store.server import known_url
@@ -79,13 +81,9 @@ async def _service(url: str, model: str, kind: EngineKind, console: Console) -> 
     if not ready and kind is EngineKind.TORCH:
         require("torch", "worker")
     missing = [word for word, there in (("a scheduler", has_scheduler), ("an engine", ready)) if not there]
-    console.print(f"[dim]redis {url}; starting {' and '.join(missing) or 'nothing: all is running'}[/]")
+    console.print(f"[dim]redis {masked(url)}; starting {' and '.join(missing) or 'nothing: all is running'}[/]")
     engines = [] if ready else [EngineChoice(kind, model)]
     async with run_stack(url, engines, scheduler=not has_scheduler, restarts=RESTARTS) as stack:
-        await stack.wait_until_ready(READY_TIMEOUT_S, lambda child: console.print(f"[dim]{child} ready[/]"))
+        with console.status(f"waiting for {' and '.join(missing)}") if missing else contextlib.nullcontext():
+            await stack.wait_until_ready(READY_TIMEOUT_S, lambda child: console.print(f"[dim]{child} ready[/]"))
         yield name
-
-
-def model_name(model: str) -> str:
-    """Return what requests call a model: the last part of its folder or id; empty for whichever there is."""
-    return Path(model).expanduser().resolve().name if model.startswith(("/", ".", "~")) else model.split("/")[-1]

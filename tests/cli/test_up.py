@@ -19,7 +19,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from parrot_mq.cli import demo, main
-from parrot_mq.cli.demo import model_name
 from parrot_mq.cli.up import Interrupts, Terminal, _up
 from parrot_mq.demo import client_side
 from parrot_mq.demo.run import Document
@@ -188,10 +187,3 @@ def test_demo_of_a_document_prints_its_report(tmp_path: Path, fast: None, capsys
 def test_demo_with_a_file_that_is_not_there(capsys: Capture) -> None:
     assert main(["demo", "--document", "missing.txt"]) == 1
     assert "--document missing.txt cannot be read" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("model", "name"), [("", ""), ("demo", "demo"), ("org/tiny", "tiny"), ("/models/big/", "big"), ("./x", "x")]
-)
-def test_a_model_is_called_by_the_last_part_of_its_name(model: str, name: str) -> None:
-    assert model_name(model) == name
