@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from parrot_mq.errors import ConfigError
 from parrot_mq.store.server import URL_VARIABLE, known_url
@@ -42,6 +43,11 @@ def out() -> Console:
 def err() -> Console:
     """Return a console on standard error."""
     return Console(file=sys.stderr, highlight=False)
+
+
+def literal(text: str) -> str:
+    """Return Rich markup that shows ``text`` as it is, but control characters, which a value may hold, as a sign."""
+    return escape("".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text))
 
 
 def existing_redis(url: str | None) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import orjson
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from parrot_mq.cli.console import literal
 from parrot_mq.cli.listing import GAP, Column, Listing
 from parrot_mq.errors import UnknownSession, UnknownVariable
 from parrot_mq.messages import EngineRecord, RequestState
@@ -78,7 +78,7 @@ async def sessions_view(store: Store) -> Listing:
         for session_id in await reader.sessions():
             if record := await reader.session(session_id):
                 age = _age(record.created_ms)
-                listing.add(session_id, escape(record.tenant), _state(record.state), str(record.live), age)
+                listing.add(session_id, literal(record.tenant), _state(record.state), str(record.live), age)
     return listing
 
 
@@ -91,7 +91,7 @@ async def session_view(store: Store, session_id: str) -> Listing:
     requests = await _requests_of(reader, session_id)
     counts = collections.Counter(request.state.value for request in requests)
     summary = ", ".join([record.state.value, *(f"{count} {state}" for state, count in counts.items())])
-    return _requests_listing(f"session {session_id} of {escape(record.tenant or 'no tenant')}: {summary}", requests)
+    return _requests_listing(f"session {session_id} of {literal(record.tenant or 'no tenant')}: {summary}", requests)
 
 
 async def call_view(store: Store, call_id: str) -> Listing:
@@ -125,21 +125,21 @@ async def _variable_rows(reader: Reader, record: VariableRecord) -> dict[str, st
     error = record.error
     model, _, digest = record.tokens_by.partition("@")
     return {
-        "name": escape(record.name),
+        "name": literal(record.name),
         "session": record.session,
-        "tenant": escape(record.tenant),
+        "tenant": literal(record.tenant),
         "state": _state(record.state),
-        "error": escape(f"{error.kind}: {error.message}") if error else "",
-        "producer": escape(step),
+        "error": literal(f"{error.kind}: {error.message}") if error else "",
+        "producer": literal(step),
         "waiting for it": " ".join(await reader.waiters(record.id)),
         "objective": record.objective.kind.value if record.objective else "",
         "size": f"{record.size_bytes} bytes" if record.value is not None else "",
-        "tokens": f"{len(record.token_ids)} of {escape(model)}, tokenizer {digest[:_DIGEST_CHARS]}"
+        "tokens": f"{len(record.token_ids)} of {literal(model)}, tokenizer {digest[:_DIGEST_CHARS]}"
         if record.token_ids
         else "",
         "age": _age(record.created_ms),
         "took": _span(record.created_ms, record.ready_ms),
-        "value": escape(record.value) if record.value is not None else "",
+        "value": literal(record.value) if record.value is not None else "",
     }
 
 
@@ -156,7 +156,7 @@ def _engine_cells(record: EngineRecord | None) -> list[str]:
         return ["", "", _state("no heartbeat"), *[""] * (len(_ENGINES) - 4)]
     return [
         record.kind,
-        escape(record.model),
+        literal(record.model),
         _state(record.state),
         f"{record.num_running}/{record.max_num_seqs}",
         str(record.num_waiting),
@@ -190,7 +190,7 @@ def _requests_listing(title: str, requests: list[RequestRecord]) -> Listing:
         usage = orjson.loads(record.usage_json) if record.usage_json else {}
         prompt, output = usage.get("num_prompt_tokens", 0), usage.get("num_output_tokens", 0)
         listing.add(
-            escape(record.function_name),
+            literal(record.function_name),
             _progress(record),
             record.output,
             record.call,
@@ -200,7 +200,7 @@ def _requests_listing(title: str, requests: list[RequestRecord]) -> Listing:
             _span(record.ready_ms, record.started_ms),
             _span(record.started_ms, record.done_ms),
             f"{prompt} + {output}" if usage else "",
-            escape(f"{record.error.kind}: {record.error.message}") if record.error else "",
+            literal(f"{record.error.kind}: {record.error.message}") if record.error else "",
         )
     return listing
 

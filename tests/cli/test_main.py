@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.text import Text
 
 from parrot_mq.cli import app as app_module
 from parrot_mq.cli import main
-from parrot_mq.cli.console import existing_redis, require
+from parrot_mq.cli.console import existing_redis, literal, require
 from parrot_mq.errors import ConfigError
 
 Capture = pytest.CaptureFixture[str]
@@ -88,6 +89,12 @@ def test_scheduler_and_engine_become_their_processes(monkeypatch: pytest.MonkeyP
         ["-m", "parrot_mq.scheduler", "--redis-url", "redis://x"],
         ["-m", "parrot_workers", "--kind", "sim", "--verbose", "--help"],
     ]
+
+
+def test_text_of_others_neither_styles_nor_commands_the_terminal() -> None:
+    assert (
+        Text.from_markup(literal("[bold]a[/]\n\x1b[31mb\x07\t\u00e9")).plain == "[bold]a[/]\n\ufffd[31mb\ufffd\t\u00e9"
+    )
 
 
 def test_what_is_not_installed_is_named_with_its_extra() -> None:
