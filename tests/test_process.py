@@ -31,8 +31,16 @@ class Log:
         self.details.append(detail)
 
 
-def child(log: Log, code: str, *, restarts: Restarts = FAST) -> Child:
-    return Child("child", [sys.executable, "-c", code], restarts=restarts, on_line=log.line, on_state=log.state)
+def child(log: Log, code: str, *, restarts: Restarts = FAST, stop_timeout_s: float = 30.0) -> Child:
+    return Child(
+        "child",
+        [sys.executable, "-c", code],
+        environment={"COLOUR": "red"},
+        restarts=restarts,
+        stop_timeout_s=stop_timeout_s,
+        on_line=log.line,
+        on_state=log.state,
+    )
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -47,8 +55,10 @@ async def cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def running(log: Log, code: str, body: Callable[[Child], Awaitable[None]]) -> None:
-    kept = child(log, code)
+async def running(
+    log: Log, code: str, body: Callable[[Child], Awaitable[None]], *, stop_timeout_s: float = 30.0
+) -> None:
+    kept = child(log, code, stop_timeout_s=stop_timeout_s)
     task = asyncio.create_task(kept.run())
     await until(lambda: log.lines)
     await body(kept)
@@ -73,8 +83,7 @@ async def test_it_is_stopped_by_sigterm_and_its_last_words_are_read() -> None:
     assert log.states == [ChildState.STARTING, ChildState.RUNNING]
 
 
-async def test_one_that_does_not_heed_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "STOP_TIMEOUT_S", 0.2)
+async def test_one_that_does_not_heed_sigterm_is_killed() -> None:
     log = Log()
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     pids: list[int] = []
@@ -83,7 +92,7 @@ async def test_one_that_does_not_heed_sigterm_is_killed(monkeypatch: pytest.Monk
         assert kept.pid is not None
         pids.append(kept.pid)
 
-    await running(log, code, note)
+    await running(log, code, note, stop_timeout_s=0.2)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -124,6 +133,12 @@ async def test_it_gives_up_after_so_many_crashes_with_the_last_line() -> None:
         await child(log, "import sys; print('no weights'); print(); sys.exit(3)").run()
     assert log.lines.count("no weights") == 3
     assert log.states[-1] is ChildState.STOPPED
+
+
+async def test_it_gets_our_environment_and_its_own() -> None:
+    log = Log()
+    with pytest.raises(ChildFailed, match="red True"):
+        await child(log, "import os, sys; print(os.environ['COLOUR'], 'PATH' in os.environ); sys.exit(2)").run()
 
 
 async def test_a_wrong_start_is_not_repeated() -> None:

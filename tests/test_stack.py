@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 import parrot_mq as P
+from parrot_mq.messages import RequestState
 from parrot_mq.process import ChildFailed, ChildState, Restarts
 from parrot_mq.stack import EngineChoice, NotReady, run_stack
 
@@ -19,6 +20,18 @@ FAST = Restarts(limit=2, min_s=0.05)
 @P.semantic_function
 def shout(word: P.Input, loud: P.Output = P.output(max_tokens=8)) -> None:
     """Say it louder. echo:{{word}}{{loud}}"""
+
+
+@P.semantic_function
+def go_on(word: P.Input, speech: P.Output = P.output(max_tokens=200)) -> None:
+    """Say more about {{word}}:{{speech}}"""
+
+
+async def state_of(variable: P.SemanticVariable) -> RequestState:
+    """The state of the request that produces it."""
+    producer = await variable.producer()
+    assert producer is not None
+    return producer.state
 
 
 async def test_a_stack_serves_and_a_killed_process_comes_back(redis_url: str) -> None:
@@ -46,7 +59,7 @@ async def test_an_engine_that_cannot_start_ends_the_stack(redis_url: str) -> Non
         async with run_stack(redis_url, [EngineChoice("torch", "/nowhere")], scheduler=False) as stack:
             await stack.wait_until_ready(60)
 
-    with pytest.raises(ChildFailed, match="engine-1 ended with status 2: error: --model /nowhere: there is no folder"):
+    with pytest.raises(ChildFailed, match="engine-1 ended with status 2: --model /nowhere: there is no folder"):
         await start()
 
 
@@ -79,18 +92,36 @@ async def test_two_errors_at_once_are_both_told(redis_url: str) -> None:
     assert {type(error) for error in caught.value.exceptions} == {ValueError, ChildFailed}
 
 
+async def test_processes_get_the_time_to_drain_that_their_settings_give_them(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARROT_MQ_DRAIN_TIMEOUT_S", "1234")
+    async with run_stack(redis_url, [SIM]) as stack:
+        assert all(child.stop_timeout_s > 1234 for child in stack.children)
+        stack.kill()
+
+
+async def test_in_a_hurry_an_engine_gives_back_what_it_runs(redis_url: str) -> None:
+    slow = EngineChoice("sim", arguments=("--cost", '{"decode_base_ms": 500}'))  # a step; the request takes 200
+    lines: list[str] = []
+    async with P.connect(redis_url) as client, client.session():
+        async with (
+            asyncio.timeout(60),
+            run_stack(redis_url, [slow], on_line=lambda name, line: lines.append(line)) as stack,
+        ):
+            await stack.wait_until_ready(60)
+            speech = go_on("again")
+            await speech.published()
+            while await state_of(speech) is not RequestState.RUNNING:  # noqa: ASYNC110 - another process' life
+                await asyncio.sleep(0.02)
+            stack.hurry()  # at the first time it drains
+            while not any("drains: 1 run" in line for line in lines):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        # and at the second, from the end of the block, it gives back
+        assert await state_of(speech) is RequestState.READY
+
+
 def test_commands() -> None:
-    command = EngineChoice("torch", "some/model", ("--device", "cpu")).command("redis://x")
-    assert command[1:] == [
-        "-m",
-        "parrot_workers",
-        "--redis-url",
-        "redis://x",
-        "--engine",
-        "torch",
-        "--model",
-        "some/model",
-        "--device",
-        "cpu",
-    ]
-    assert "--model" not in EngineChoice().command("redis://x")
+    command = EngineChoice("torch", "some/model", ("--device", "cpu")).command
+    assert command[1:] == ["-m", "parrot_workers", "--engine", "torch", "--model", "some/model", "--device", "cpu"]
+    assert "--model" not in EngineChoice().command

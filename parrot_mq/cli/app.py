@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import traceback
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from parrot_mq.cli import demo, doctor, services, show, up
-from parrot_mq.cli.console import err
+from parrot_mq.cli.console import err, out
 from parrot_mq.errors import ParrotError
 
 INTERRUPTED = 130
@@ -23,18 +24,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("up")(up.up)
-app.command("scheduler")(services.scheduler)
-app.command(
-    "engine", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)(services.engine)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command("scheduler", context_settings=_PASSED_ON)(services.scheduler)
+app.command("engine", context_settings=_PASSED_ON)(services.engine)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(show.app, name="show")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out().print(f"parrot-mq {importlib.metadata.version('parrot-mq')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Serve LLM applications from a message queue."""
 
@@ -42,7 +51,8 @@ def _options(
 def run(arguments: list[str]) -> int:
     """Run the command; return its exit status. An error is one readable line; ``--verbose`` adds the traceback."""
     verbose = "--verbose" in arguments
-    arguments = [argument for argument in arguments if argument != "--verbose"]
+    if arguments[:1] not in ([name] for name in services.NAMES):  # those have such an option themselves
+        arguments = [argument for argument in arguments if argument != "--verbose"]
     try:
         app(arguments, prog_name="parrot-mq")
     except SystemExit as end:

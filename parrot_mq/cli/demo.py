@@ -14,13 +14,15 @@ import orjson
 import typer
 from rich.console import Console
 
-from parrot_mq.cli.console import RedisUrl, err, out, require
+from parrot_mq.cli.console import EngineKind, RedisUrl, err, out, require
 from parrot_mq.demo.report import LiveProgress, print_result
 from parrot_mq.demo.run import Document, Result, run_demo
 from parrot_mq.messages import EngineState
+from parrot_mq.model_name import model_name
 from parrot_mq.process import Restarts
 from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, leader, run_stack
 from parrot_mq.store import connect
+from parrot_mq.store.address import masked
 from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.resolve import resolve_redis
 from parrot_mq.store.server import known_url
@@ -34,7 +36,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Which meeting; training used none of them.")] = 0,
     document: Annotated[Path | None, typer.Option(help="A text file to take notes of, in place of a meeting.")] = None,
     model: Annotated[str, typer.Option(help="Model folder or id; without it, the small one made for this.")] = "",
-    engine: Annotated[str, typer.Option(help="Kind of the engine that is started: torch or sim.")] = "torch",
+    engine: Annotated[EngineKind, typer.Option(help="Kind of the engine, where one is started.")] = EngineKind.TORCH,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Take notes of a long meeting, by map-reduce and as a chain, and time a client that does the same.
@@ -50,7 +52,7 @@ def demo(
 
 
 async def _demo(
-    redis_url: str | None, document: Document, model: str, kind: str, seed: int, console: Console
+    redis_url: str | None, document: Document, model: str, kind: EngineKind, seed: int, console: Console
 ) -> Result:
     task = asyncio.current_task()
     assert task is not None
@@ -69,23 +71,19 @@ async def _redis(url: str | None) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _service(url: str, model: str, kind: str, console: Console) -> AsyncIterator[str]:
+async def _service(url: str, model: str, kind: EngineKind, console: Console) -> AsyncIterator[str]:
     """Start what is missing: a scheduler, an engine with the model. Gives the name that requests call the model."""
     async with await connect(url) as store:
         has_scheduler = bool(await leader(store))
         records = [record for record in (await read_engines(store)).values() if record]
     name = model_name(model)
     ready = any(record.state is EngineState.READY and name in ("", record.model) for record in records)
-    if not ready and kind == "torch":
+    if not ready and kind is EngineKind.TORCH:
         require("torch", "worker")
     missing = [word for word, there in (("a scheduler", has_scheduler), ("an engine", ready)) if not there]
-    console.print(f"[dim]redis {url}; starting {' and '.join(missing) or 'nothing: all is running'}[/]")
+    console.print(f"[dim]redis {masked(url)}; starting {' and '.join(missing) or 'nothing: all is running'}[/]")
     engines = [] if ready else [EngineChoice(kind, model)]
     async with run_stack(url, engines, scheduler=not has_scheduler, restarts=RESTARTS) as stack:
-        await stack.wait_until_ready(READY_TIMEOUT_S, lambda child: console.print(f"[dim]{child} ready[/]"))
+        with console.status(f"waiting for {' and '.join(missing)}") if missing else contextlib.nullcontext():
+            await stack.wait_until_ready(READY_TIMEOUT_S, lambda child: console.print(f"[dim]{child} ready[/]"))
         yield name
-
-
-def model_name(model: str) -> str:
-    """Return what requests call a model: the last part of its folder or id; empty for whichever there is."""
-    return Path(model).expanduser().resolve().name if model.startswith(("/", ".", "~")) else model.split("/")[-1]

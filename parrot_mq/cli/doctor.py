@@ -13,17 +13,20 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from parrot_mq.cli.console import RedisUrl, existing_redis, out
+from parrot_mq.cli.listing import Column, Listing
 from parrot_mq.errors import ConfigError, ParrotError
 from parrot_mq.messages import EngineState
 from parrot_mq.stack import leader
 from parrot_mq.store import Store, connect
+from parrot_mq.store.address import masked
+from parrot_mq.store.program import PROGRAMS, find_server
 from parrot_mq.store.reader import engines as read_engines
-from parrot_mq.store.server import PROGRAMS, find_server, known_url
+from parrot_mq.store.server import known_url
 
 MIN_REDIS = (6, 2)
+_COLUMNS = (Column(""), Column("what"), Column("found", flexible=True), Column("to get it", flexible=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,15 +61,11 @@ def doctor(
         asyncio.run(_health(existing_redis(redis_url), scheduler, engine))
         return
     findings = [*python_findings(), *tool_findings(), *asyncio.run(redis_findings(redis_url))]
-    table = Table(title="parrot-mq doctor", title_justify="left")
-    table.add_column()
-    table.add_column("what")
-    table.add_column("found")
-    table.add_column("to get it", overflow="fold")
+    listing = Listing(f"parrot-mq {importlib.metadata.version('parrot-mq')}", _COLUMNS)
     for finding in findings:
         mark = "[green]ok[/]" if not finding.remedy else "[bold red]missing[/]" if finding.needed else "[yellow]-[/]"
-        table.add_row(mark, finding.subject, escape(finding.found), escape(finding.remedy))
-    out().print(table)
+        listing.add(mark, finding.subject, escape(finding.found), escape(finding.remedy))
+    out().print(listing)
     if any(finding.needed and finding.remedy for finding in findings):
         raise typer.Exit(1)
 
@@ -109,7 +108,7 @@ async def redis_findings(redis_url: str | None) -> list[Finding]:
     try:
         store = await connect(url)
     except ParrotError as error:
-        return [Finding("Redis in use", url, str(error), needed=True)]
+        return [Finding("Redis in use", masked(url), str(error), needed=True)]
     async with store:
         return [*await _server_findings(store), *await _service_findings(store)]
 
@@ -122,7 +121,9 @@ async def _server_findings(store: Store) -> list[Finding]:
     policy = info.get("maxmemory_policy", "noeviction")
     old = version < MIN_REDIS
     return [
-        Finding("Redis in use", f"{kind} {text} at {store.url}", "Redis 6.2 or later" if old else "", needed=True),
+        Finding(
+            "Redis in use", f"{kind} {text} at {masked(store.url)}", "Redis 6.2 or later" if old else "", needed=True
+        ),
         Finding(
             "Redis persistence",
             "append-only file on" if info.get("aof_enabled") else "off: a crash of Redis loses acknowledged work",

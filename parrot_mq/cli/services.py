@@ -1,4 +1,7 @@
-"""``parrot-mq scheduler`` and ``parrot-mq engine``: one process each, for a process manager to keep."""
+"""``parrot-mq scheduler`` and ``parrot-mq engine``: one process each, for a process manager to keep.
+
+The command becomes the process, which knows its own options.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import sys
 
 import typer
 
-from parrot_mq.cli.console import RedisUrl, existing_redis
-from parrot_mq.stack import scheduler_command
+from parrot_mq.stack import SCHEDULER
+
+NAMES = ("scheduler", "engine")
 
 
-def scheduler(redis_url: RedisUrl = None) -> None:
-    """Run a scheduler. Several may run; one leads, another takes over when it ends. SIGTERM drains it."""
-    command = scheduler_command(existing_redis(redis_url))
-    os.execv(command[0], command)
+def scheduler(context: typer.Context) -> None:
+    """Run a scheduler. Several may run: one leads, another takes over when it ends."""
+    os.execv(SCHEDULER[0], [*SCHEDULER, *context.args])
 
 
 def engine(context: typer.Context) -> None:
-    """Run an engine: the same as `python -m parrot_workers`, which explains its options with --help."""
+    """Run an engine: it takes requests for its model and answers them."""
     os.execv(sys.executable, [sys.executable, "-m", "parrot_workers", *context.args])

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import signal
+import time
 from typing import Annotated, Self
 
 import typer
 from rich.markup import escape
 
-from parrot_mq.cli.console import RedisUrl, err, require
+from parrot_mq.cli.console import EngineKind, RedisUrl, err, require
+from parrot_mq.entry import LOG_LINE
 from parrot_mq.process import ChildState
 from parrot_mq.stack import READY_TIMEOUT_S, EngineChoice, Stack, run_stack
+from parrot_mq.store.address import masked
 from parrot_mq.store.resolve import resolve_redis
 from parrot_mq.store.server import URL_VARIABLE
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
+_LEVEL_STYLES = {"D": "dim", "W": "yellow", "E": "bold red", "C": "bold red"}
 _STYLES = {ChildState.CRASHED: "bold yellow", ChildState.STOPPED: "bold red"}
 
 
@@ -27,34 +31,45 @@ def up(
         str, typer.Option(help="Model folder or id for the engines; without it, the small demo model.")
     ] = "",
     engine: Annotated[
-        str, typer.Option(help="Kind of the engines: torch, or sim (no model, for trying out).")
-    ] = "torch",
+        EngineKind, typer.Option(help="Kind of the engines; sim needs no model and answers nonsense, for trying out.")
+    ] = EngineKind.TORCH,
     engines: Annotated[int, typer.Option(min=1, help="How many engines.")] = 1,
     ready_timeout_s: Annotated[float, typer.Option(help="Seconds that loading may take.")] = READY_TIMEOUT_S,
 ) -> None:
-    """Start Redis (unless there is one), a scheduler and engines here; Ctrl-C stops them, a second one at once."""
-    if engine == "torch":
+    """Start Redis (unless there is one), a scheduler and engines here, until Ctrl-C.
+
+    The first Ctrl-C lets engines finish what they run, the second one has them give it back, the third one kills.
+    """
+    if engine is EngineKind.TORCH:
         require("torch", "worker")
     asyncio.run(_up(redis_url, [EngineChoice(engine, model)] * engines, ready_timeout_s))
 
 
 class Terminal:
-    """What the processes say, each line behind its process' name in a colour of its own."""
+    """What the processes say: when, the process' name in a colour of its own, the line."""
 
     def __init__(self) -> None:
         self._console = err()
         self._colours: dict[str, str] = {}
 
     def line(self, name: str, text: str, style: str = "") -> None:
-        """Print a line of a process."""
+        """Print a line of a process; of a line of a log only what is said, for time and name are shown already."""
+        time_of_day = time.strftime("%H:%M:%S")
+        if log := LOG_LINE.match(text):
+            time_of_day, text = log["time"], log["message"]
+            style = style or _LEVEL_STYLES.get(log["level"], "")
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
         body = f"[{style}]{escape(text)}[/]" if style else escape(text)
-        self._console.print(f"[{colour}]{name:>10}[/] {body}", soft_wrap=True)
+        self._console.print(f"[dim]{time_of_day}[/] [{colour}]{name:>9}[/]  {body}", soft_wrap=True)
+
+    def plain(self, text: str) -> None:
+        """Print a line of its own, to be copied."""
+        self._console.print(escape(text), style="bold", soft_wrap=True)
 
     def state(self, name: str, state: ChildState, detail: str) -> None:
         """Print a change in a process' life."""
         if state is not ChildState.STARTING:
-            self.line(name, f"{state.value} {detail}".strip(), _STYLES.get(state, "dim"))
+            self.line(name, f"{state.value}: {detail}" if detail else state.value, _STYLES.get(state, "dim"))
 
     def ready(self, name: str) -> None:
         """Print that a process is ready."""
@@ -62,11 +77,12 @@ class Terminal:
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM: the first one sets ``stop``, each further one ends every process of ``stack`` at once."""
+    """Ctrl-C and SIGTERM: the first one sets ``stop``, the second one hurries ``stack``, further ones kill it."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.stack: Stack | None = None
+        self._hurried = False
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
@@ -79,7 +95,8 @@ class Interrupts:
 
     def _interrupted(self) -> None:
         if self.stop.is_set() and self.stack is not None:
-            self.stack.kill()
+            (self.stack.kill if self._hurried else self.stack.hurry)()
+            self._hurried = True
         self.stop.set()
 
 
@@ -103,8 +120,9 @@ async def _serve(stack: Stack, stop: asyncio.Event, terminal: Terminal, ready_ti
         await asyncio.wait([getting_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await getting_ready
-            terminal.line("up", "all ready (Ctrl-C stops); for programs in other terminals:", "bold")
-            terminal.line("up", f"export {URL_VARIABLE}={stack.url}", "bold")
+            terminal.line("up", "all ready (Ctrl-C stops); in the terminals of your programs:", "bold")
+            terminal.plain(f"\n    export {URL_VARIABLE}={masked(stack.url)}\n")
             await stopping
         getting_ready.cancel()
-        terminal.line("up", "stopping: engines finish what they run (Ctrl-C again: at once)", "dim")
+        terminal.plain("")  # what the terminal shows of Ctrl-C stands in this line
+        terminal.line("up", "stopping: engines finish what they run (Ctrl-C again: they give it back)")

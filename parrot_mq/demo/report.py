@@ -14,21 +14,32 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from parrot_mq.demo.monitor import StageProgress
-from parrot_mq.demo.run import Document, Result, Timed
+from parrot_mq.demo.run import BUILDERS, TITLES, Document, Result, Timed
 
-TITLES = {"map_reduce": "map-reduce", "chain": "chain"}
+
+class TimeLeft(TimeRemainingColumn):
+    """The time that a stage still needs; nothing once it is done."""
+
+    def render(self, task: Task) -> Text:
+        """Render the column's cell of a stage."""
+        return Text("") if task.finished else Text("left ") + super().render(task)
 
 
 class LiveProgress:
-    """Shows a run on ``console``: a bar for each stage, tokens per second, the time that is left."""
+    """Shows a run on ``console``: a bar for each stage, tokens per second, the time that is left.
+
+    The bars of an application stay when the next one begins.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -38,12 +49,11 @@ class LiveProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]:>14}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeLeft(),
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._title = ""
+        self._num_begun = 0
         self._began_s = 0.0
 
     def __enter__(self) -> Self:
@@ -57,10 +67,9 @@ class LiveProgress:
 
     def begin(self, title: str, stages: Sequence[StageProgress]) -> None:
         """Show the stages of an application that starts."""
-        self._title, self._began_s = title, time.monotonic()
-        self._progress.console.print(f"[bold]{escape(title)}[/]")
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
+        self._num_begun += 1
+        self._began_s = time.monotonic()
+        self._progress.console.print(f"\n[bold]{self._num_begun} of {2 * len(BUILDERS)}: {escape(title)}[/]")
         self._tasks = {stage.name: self._progress.add_task(stage.name, total=stage.total, speed="") for stage in stages}
 
     def progress(self, stages: Sequence[StageProgress]) -> None:
@@ -73,8 +82,11 @@ class LiveProgress:
                 self._progress.update(task, completed=stage.num_done, speed=speed)
 
     def end(self, timed: Timed) -> None:
-        """Leave one line about the application."""
-        self._progress.refresh()
+        """Leave the application's bars, and how long it took."""
+        bars = self._progress.make_tasks_table(self._progress.tasks)
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._progress.console.print(bars)
         self._progress.console.print(f"  done in [bold]{timed.elapsed_s:.1f} s[/]")
 
 
@@ -84,10 +96,12 @@ def print_result(console: Console, document: Document, result: Result) -> None:
     for name, timed in result.service.items():
         title = f"notes by {TITLES[name]}"
         console.print(Panel.fit(escape(timed.notes), title=title, subtitle=_verdict(result, timed)))
+    if result.correct is False:
+        console.print(Panel.fit(escape(result.expected or ""), title="notes to expect", style="dim"))
     console.print(times_table(result))
     console.print(
-        "The client-driven way: the same prompts on the same engine, one request a call, each over a network round trip"
-        "\nof 218 to 345 ms, half each way; through the service one round trip for the whole application.",
+        "Driven by a client: the same prompts on the same engine, one request a call, each over a network round trip "
+        "of 218 to 345 ms, half each way. Through the service: one round trip for the whole application.",
         style="dim",
     )
 

@@ -20,6 +20,7 @@ from parrot_mq.groups import only
 TIMEOUT_S = 3600.0
 """A large model on a slow machine may take its time for each application, but not for ever."""
 BUILDERS: dict[str, Callable[[P.Session, Sequence[str]], Graph]] = {"map_reduce": map_reduce, "chain": chain}
+TITLES = {"map_reduce": "map-reduce", "chain": "chain"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class _Run:
             await asyncio.sleep(half_s)
             return notes
 
-        return await self._timed(f"{name}, through the service", name, work)
+        return await self._timed(f"{TITLES[name]} through the service", name, work)
 
     async def from_client(self, name: str, network: Network) -> Timed:
         """Drive it request by request."""
@@ -211,7 +212,7 @@ class _Run:
             side = ClientSide(self._session, network, self.monitor.watch)
             return await (side.map_reduce if name == "map_reduce" else side.chain)(self._document.chunks)
 
-        return await self._timed(f"{name}, driven by a client", name, work)
+        return await self._timed(f"{TITLES[name]} driven by a client", name, work)
 
     async def _timed(self, title: str, name: str, work: Callable[[], Awaitable[str]]) -> Timed:
         self.monitor = Monitor(self._client.store, stages_of(name, len(self._document.chunks)), self._audience.progress)

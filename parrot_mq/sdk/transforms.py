@@ -27,10 +27,11 @@ def json_field(path: str) -> Transform:
 def regex(pattern: str) -> Transform:
     """Return the transform that searches the text for ``pattern`` and takes group 1, or the match if it has no group.
 
-    Text without a match makes the variable a ``TransformFailed`` error. Raises ``ConfigError`` for a bad pattern.
+    Text without a match makes the variable a ``TransformFailed`` error, and so does a search that takes longer than
+    half a second, as repetition inside repetition may ("(a+)+$"). Raises ``ConfigError`` for a bad pattern.
     """
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"regex({pattern!r}): {error}") from None
     return Transform(TransformKind.REGEX, pattern)

@@ -8,19 +8,21 @@ from urllib.parse import urlsplit
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from parrot_mq import keys
-from parrot_mq.errors import ConfigError, StoreUnavailable
+from parrot_mq.errors import ConfigError, ParrotError, StoreUnavailable
 from parrot_mq.settings import StoreSettings
+from parrot_mq.store.address import masked
 from parrot_mq.store.cluster import is_cluster, owner_url
 from parrot_mq.store.ids import IdSource, SystemIds
-from parrot_mq.store.partition import Clients, Partition
+from parrot_mq.store.partition import PASSING, Clients, Partition
 from parrot_mq.store.pool import UnprobedPool
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 128
+SCHEMES = ("redis", "rediss", "unix")
 
 
 def make_client(url: str) -> redis.asyncio.Redis:
@@ -29,20 +31,26 @@ def make_client(url: str) -> redis.asyncio.Redis:
     redis-py 8 changed the defaults of all three. No socket time-out: redis-py 5 would wrap every command in
     ``asyncio.wait_for``, which costs time and on Python 3.11 can swallow a task's cancellation. Commands are bounded by
     ``Partition.robust``, blocking reads by their own argument. Reconnects are retried for about two seconds, so that a
-    Redis that restarts is not seen as gone.
+    Redis that restarts is not seen as gone. Raises ``ConfigError`` for a URL that is none.
     """
-    pool = UnprobedPool.from_url(
-        url,
-        decode_responses=True,
-        protocol=2,
-        max_connections=MAX_CONNECTIONS,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=None,
-        socket_keepalive=True,
-        health_check_interval=0,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
-        retry_on_error=[RedisConnectionError],
-    )
+    try:
+        scheme = urlsplit(url).scheme
+        if scheme not in SCHEMES:
+            raise ValueError("write redis://HOST:PORT, rediss://... or unix:///path")
+        pool = UnprobedPool.from_url(
+            url,
+            decode_responses=True,
+            protocol=2,
+            max_connections=MAX_CONNECTIONS,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=None,
+            health_check_interval=0,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 6),
+            retry_on_error=[RedisConnectionError],
+            **({} if scheme == "unix" else {"socket_keepalive": True}),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{masked(url)!r} is not a Redis URL: {error}") from None
     client: redis.asyncio.Redis = redis.asyncio.Redis.from_pool(pool)
     return client
 
@@ -106,23 +114,22 @@ async def connect(
     """Connect to the Redis at ``url`` (a single server, or any node of a cluster) and return the store.
 
     ``client`` replaces the connections (a fakeredis client in unit tests). Raises ``StoreUnavailable`` if nothing
-    answers within ``timeout_s``, ``ConfigError`` for a URL that is none.
+    answers within ``timeout_s``, ``ConfigError`` for a URL that is none, or that the server refuses.
     """
     settings = settings or StoreSettings.from_env()
     fake = client is not None
-    if client is None:
-        if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-            raise ConfigError(f"{url!r} is not a Redis URL; write redis://HOST:PORT, rediss://... or unix:///path")
-        client = make_client(url)
+    clustered = False
+    client = client or make_client(url)
     try:
         async with asyncio.timeout(timeout_s):
+            await client.ping()
             clustered = not fake and await is_cluster(client)
-    except (TimeoutError, RedisTimeoutError, RedisConnectionError, OSError) as error:
+    except (TimeoutError, RedisError, OSError, TypeError) as error:
         await client.aclose()
-        raise StoreUnavailable(
-            f"no Redis answers at {url} ({error or 'timed out'}); start one with `redis-server` or `parrot-mq up`, "
-            "or give another address with --redis-url or PARROT_MQ_REDIS_URL"
-        ) from None
+        raise _refusal(url, error) from None
+    if clustered and urlsplit(url).scheme == "unix":
+        await client.aclose()
+        raise ConfigError(f"{url} is a node of a Redis Cluster; give its TCP address, for the others have no other")
     partitions: list[Partition] = []
     for number in range(settings.partitions):
         partition_keys = keys.Keys(number)
@@ -137,3 +144,15 @@ async def connect(
     if clustered:
         await client.aclose()
     return Store(url, tuple(partitions), settings, ids or SystemIds())
+
+
+def _refusal(url: str, error: Exception) -> ParrotError:
+    """Return what a user is told whose first command failed with ``error``."""
+    if isinstance(error, AuthenticationError):
+        return ConfigError(f"Redis at {masked(url)} refuses the login ({error}); write redis://USER:PASSWORD@HOST:PORT")
+    if not isinstance(error, PASSING):  # such as a database number, or an option that redis-py lacks
+        return ConfigError(f"Redis cannot be used as {masked(url)}: {error}")
+    return StoreUnavailable(
+        f"no Redis answers at {masked(url)} ({error or 'timed out'}); start one with `redis-server` or "
+        "`parrot-mq up`, or give another address with --redis-url or PARROT_MQ_REDIS_URL"
+    )

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from parrot_mq.groups import only
-from parrot_mq.store.server import DATA_DIRECTORY, RedisServer, known_url
+from parrot_mq.store.address import masked
+from parrot_mq.store.server import DATA_DIRECTORY, RedisServer, known_url, noted_url, running_url
 
 POLL_S = 0.5
 
@@ -22,11 +23,13 @@ async def resolve_redis(
     """Give the address of a Redis: ``url``, ``PARROT_MQ_REDIS_URL``, a private one that runs, else one started here.
 
     What is started here keeps its data in ``directory``, is started again on the same port if it crashes, and is
-    stopped at the end. ``on_event`` is told in words what happens. Raises ``ConfigError`` (with the three ways) where
-    there is none, ``StoreUnavailable`` where it does not start.
+    stopped at the end. An address that is the folder's own means that one, also where it has to be started first.
+    ``on_event`` is told in words what happens. Raises ``ConfigError`` (with the three ways) where there is none,
+    ``StoreUnavailable`` where it does not start.
     """
-    if known := known_url(url, directory):
-        on_event(f"{known} found")
+    known, own = known_url(url, directory), running_url(directory)
+    if known is not None and (known == own or known != noted_url(directory)):
+        on_event(f"{masked(known)} {'runs for this folder' if known == own else 'is used, as told'}")
         yield known
         return
     async with RedisServer(directory) as server:

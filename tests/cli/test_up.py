@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +19,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from parrot_mq.cli import demo, main
-from parrot_mq.cli.demo import model_name
 from parrot_mq.cli.up import Interrupts, Terminal, _up
 from parrot_mq.demo import client_side
 from parrot_mq.demo.run import Document
+from parrot_mq.entry import LOG_FORMAT
 from parrot_mq.process import ChildState
 from parrot_mq.stack import EngineChoice
 from parrot_mq.store.server import running_url
@@ -64,7 +66,7 @@ async def test_up_starts_all_of_it_and_ctrl_c_stops_all_of_it(capsys: Capture) -
         assert main_show_engines() == 0
         os.kill(os.getpid(), signal.SIGINT)
     text = output()
-    for words in ("started for this folder", "scheduler ready", "engine-1 ready", "everything has stopped"):
+    for words in ("started for this folder", "scheduler  ready", "engine-1  ready", "everything has stopped"):
         assert words in text
     assert running_url() is None
 
@@ -77,7 +79,7 @@ def main_show_engines() -> int:
 
 
 async def test_a_second_ctrl_c_does_not_wait_for_engines(capsys: Capture) -> None:
-    async with up_until(capsys, [SIM], lambda text: "running pid" in text):
+    async with up_until(capsys, [SIM], lambda text: "running: pid" in text):
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -92,7 +94,7 @@ async def test_a_redis_that_crashes_comes_back_with_what_it_had(capsys: Capture)
         try:
             await client.set("kept", "yes")
             os.kill((await client.info("server"))["process_id"], signal.SIGKILL)
-            while " redis back" not in output():  # noqa: ASYNC110
+            while " redis  back" not in output():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             assert await client.get("kept") == b"yes"
         finally:
@@ -102,25 +104,29 @@ async def test_a_redis_that_crashes_comes_back_with_what_it_had(capsys: Capture)
 
 
 async def test_interrupts_end_what_is_there() -> None:
-    class Killed:
-        count = 0
+    class Told:
+        def __init__(self) -> None:
+            self.words: asyncio.Queue[str] = asyncio.Queue()
+
+        def hurry(self) -> None:
+            self.words.put_nowait("hurry")
 
         def kill(self) -> None:
-            self.count += 1
+            self.words.put_nowait("kill")
 
-    killed = Killed()
+    told = Told()
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.wait_for(interrupts.stop.wait(), 5)
-        interrupts.stack = killed  # type: ignore[assignment]
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.sleep(0.05)
-    assert killed.count == 1
+        interrupts.stack = told  # type: ignore[assignment]
+        for number, word in ((signal.SIGINT, "hurry"), (signal.SIGTERM, "kill"), (signal.SIGINT, "kill")):
+            os.kill(os.getpid(), number)
+            assert await asyncio.wait_for(told.words.get(), 5) == word
 
 
 def test_an_engine_that_cannot_start_is_one_line(capsys: Capture) -> None:
     assert main(["up", "--model", "/nowhere"]) == 1
-    assert "error: engine-1 ended with status 2: error: --model /nowhere" in capsys.readouterr().err
+    assert "error: engine-1 ended with status 2: --model /nowhere" in capsys.readouterr().err
 
 
 def test_states_are_shown_with_their_process(capsys: Capture) -> None:
@@ -128,11 +134,16 @@ def test_states_are_shown_with_their_process(capsys: Capture) -> None:
     terminal.state("engine-1", ChildState.STARTING, "")
     terminal.state("engine-1", ChildState.CRASHED, "ended with SIGKILL")
     terminal.line("scheduler", "a line with [brackets]")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split() for line in lines] == [
-        ["engine-1", "crashed", "ended", "with", "SIGKILL"],
-        ["scheduler", "a", "line", "with", "[brackets]"],
-    ]
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().err.splitlines()]
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", time_of_day) for time_of_day, _ in lines)
+    assert [text for _, text in lines] == ["engine-1  crashed: ended with SIGKILL", "scheduler  a line with [brackets]"]
+
+
+def test_of_a_line_of_a_log_the_time_and_what_is_said_are_shown(capsys: Capture) -> None:
+    record = logging.makeLogRecord({"name": "a.b", "levelname": "WARNING", "msg": "x: y"})
+    line = logging.Formatter(LOG_FORMAT).format(record)
+    Terminal().line("scheduler", line)
+    assert capsys.readouterr().err == f"{line[11:19]} scheduler  x: y\n"
 
 
 @pytest.fixture
@@ -176,10 +187,3 @@ def test_demo_of_a_document_prints_its_report(tmp_path: Path, fast: None, capsys
 def test_demo_with_a_file_that_is_not_there(capsys: Capture) -> None:
     assert main(["demo", "--document", "missing.txt"]) == 1
     assert "--document missing.txt cannot be read" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("model", "name"), [("", ""), ("demo", "demo"), ("org/tiny", "tiny"), ("/models/big/", "big"), ("./x", "x")]
-)
-def test_a_model_is_called_by_the_last_part_of_its_name(model: str, name: str) -> None:
-    assert model_name(model) == name

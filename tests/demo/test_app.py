@@ -144,10 +144,10 @@ async def test_a_run_is_correct_and_leaves_nothing_behind(store: Store, redis_ur
         "chain": MEETING.expected_notes,
     }
     assert recorder.titles == [
-        "map_reduce, through the service",
-        "chain, through the service",
-        "map_reduce, driven by a client",
-        "chain, driven by a client",
+        "map-reduce through the service",
+        "chain through the service",
+        "map-reduce driven by a client",
+        "chain driven by a client",
     ]
     left = await store.client.keys("pmq:*:sess:*")
     assert left == []
@@ -212,6 +212,7 @@ def test_the_report_shows_notes_verdicts_and_times() -> None:
     for words in ("[meeting]: 2 chunks, 20,500 tokens", "notes by map-reduce", "notes by chain", "exactly as expected"):
         assert words in text
     assert text.count("not as expected") == 1
+    assert text.count("notes to expect") == 1
     assert "2.00 x" in text
 
 
@@ -219,17 +220,18 @@ def test_live_progress_shows_stages_and_speed() -> None:
     console = Console(width=120, record=True, force_terminal=True, file=io.StringIO())
     stages = [StageProgress("map", 4), StageProgress("reduce 1", 1)]
     with LiveProgress(console) as live:
-        live.begin("map_reduce, through the service", stages)
+        live.begin("map-reduce through the service", stages)
         stages[0].num_done, stages[0].num_prompt_tokens = 3, 3000
         live.progress(stages)
         live.progress(stages)
         live.end(Timed("- x", 1.25))
         live.begin("chain", [StageProgress("chain", 2)])
     text = console.export_text()
-    assert "map_reduce, through the service" in text
+    assert "1 of 4: map-reduce through the service" in text
+    assert "2 of 4: chain" in text
     assert "3/4" in text
     assert "tokens/s" in text
-    assert "done in 1.2 s" in text
+    assert text.index("left ") < text.index("done in 1.2 s")
 
 
 def test_documents(tmp_path: Path) -> None:

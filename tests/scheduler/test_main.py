@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from parrot_mq.entry import FAILED, USAGE
 from parrot_mq.keys import LEADER
-from parrot_mq.scheduler.__main__ import FAILED, USAGE, main
+from parrot_mq.scheduler.__main__ import main
 
 Capture = pytest.CaptureFixture[str]
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import redis
 
 from parrot_mq.errors import BadType, ConfigError, StoreError, StoreUnavailable
 from parrot_mq.keys import Keys, make_id, partition_of, session_partition
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import SeededIds, Store, SystemIds, connect
+from parrot_mq.store.address import masked
 from parrot_mq.store.answers import checked, unknown_variable
 from parrot_mq.store.connect import make_client
+from parrot_mq.store.server import RedisServer
 
 
-@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:6379", "http://localhost", "", "redis://a:b", "redis://[::1", "redis://?db=x"]
+)
 async def test_what_is_no_redis_url(url: str) -> None:
     with pytest.raises(ConfigError, match="not a Redis URL"):
         await connect(url)
@@ -23,6 +29,59 @@ async def test_what_is_no_redis_url(url: str) -> None:
 async def test_nothing_answers() -> None:
     with pytest.raises(StoreUnavailable, match=r"redis://127\.0\.0\.1:1.*--redis-url"):
         await connect("redis://127.0.0.1:1", timeout_s=0.2)
+
+
+@pytest.mark.redis
+async def test_what_the_server_refuses(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        with redis.Redis.from_url(server.url) as admin:
+            admin.config_set("requirepass", "secret")
+        address = f"127.0.0.1:{server.port}"
+        refused = {
+            f"redis://{address}": "refuses the login",
+            f"redis://:wrong@{address}": rf"redis://:\*\*\*@{address} refuses the login",
+            f"redis://:secret@{address}/99": "cannot be used as .*/99",
+            f"redis://:secret@{address}?colour=red": "cannot be used as .*colour",
+        }
+        for url, message in refused.items():
+            with pytest.raises(ConfigError, match=message):
+                await connect(url)
+        async with await connect(f"redis://:secret@{address}") as store:
+            assert await store.client.ping()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:secret@localhost", "redis://:***@localhost"),
+        ("rediss://ann:se:c@ret@h:1/2?a=b", "rediss://ann:***@h:1/2?a=b"),
+        ("unix://ann:secret@/tmp/a.sock", "unix://ann:***@/tmp/a.sock"),
+        ("redis://ann@localhost:1", "redis://ann@localhost:1"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@pytest.mark.redis
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    with RedisServer(tmp_path, options=["--unixsocket", str(socket)]):
+        async with await connect(f"unix://{socket}?db=2", StoreSettings(partitions=2)) as store:
+            await store.client.set("a", "b")
+            assert await store.partition(1).redis.get("a") == "b"
+            assert (await store.client.client_info())["db"] == 2
+    with pytest.raises(StoreUnavailable, match=re.escape(str(socket))):
+        await connect(f"unix://{socket}", timeout_s=0.2)
+
+
+@pytest.mark.redis
+async def test_a_cluster_behind_a_unix_socket(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    node = RedisServer(tmp_path, options=["--unixsocket", str(socket), "--cluster-enabled", "yes"])
+    with node, pytest.raises(ConfigError, match="TCP"):
+        await connect(f"unix://{socket}")
 
 
 async def test_ids_lead_to_their_partition(fakes: object) -> None:

@@ -18,8 +18,9 @@ from parrot_mq.errors import ConfigError, StoreUnavailable
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store import server as server_module
+from parrot_mq.store.program import embedded_server, find_server
 from parrot_mq.store.resolve import resolve_redis
-from parrot_mq.store.server import RedisServer, embedded_server, find_server, known_url, running_url
+from parrot_mq.store.server import RedisServer, known_url, running_url
 from parrot_mq.store.tether import main as tether_main
 from parrot_mq.store.tether import tethered
 
@@ -97,6 +98,24 @@ async def test_resolve_prefers_the_argument_then_the_environment_then_what_runs(
     assert running_url(tmp_path) is None
 
 
+async def test_the_port_stays_so_an_exported_address_starts_the_server_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with resolve_redis(None, tmp_path / "mine") as url:
+        pass
+    monkeypatch.setenv("PARROT_MQ_REDIS_URL", url)
+    events: list[str] = []
+    async with resolve_redis(None, tmp_path / "mine", events.append) as again:
+        assert again == url == running_url(tmp_path / "mine")
+        async with resolve_redis(None, tmp_path / "other", events.append) as used:
+            assert used == url
+            assert running_url(tmp_path / "other") is None
+    assert [event.removeprefix(url).split(",")[0] for event in events] == [" started for this folder", " is used"]
+    port = int(url.rsplit(":", 1)[1].split("/")[0])
+    with RedisServer(tmp_path / "third", port=port), RedisServer(tmp_path / "mine") as moved:
+        assert moved.port != port
+
+
 async def test_without_any_server_the_error_lists_the_three_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +158,7 @@ async def test_another_free_port_is_tried_when_one_is_taken_meanwhile(
     free_port = server_module._free_port
     with RedisServer(tmp_path / "first") as first:
         ports = [first.port, free_port()]
-        monkeypatch.setattr(server_module, "_free_port", lambda: ports.pop(0))
+        monkeypatch.setattr(server_module, "_free_port", lambda preferred: ports.pop(0))
         async with RedisServer(tmp_path / "second") as second:
             assert second.port != first.port
         ports = [first.port, free_port()]

@@ -41,6 +41,8 @@ def test_values(kind: TransformKind, argument: str, text: str, value: str) -> No
         (REGEX, r"\d+", "none", "does not match the output: 'none'"),
         (REGEX, r"(a)|b", "b", "does not match"),
         (REGEX, r"(", "x", "no regular expression"),
+        (REGEX, r"(a|aa)+$", "a" * 100 + "b", "takes too long"),
+        (REGEX, r"(" * 500, "x", "no regular expression"),
         (REGEX, r"\d", "x" * 500, "…"),
     ],
 )

@@ -38,7 +38,8 @@ class SequenceInput:
     """A request as an engine sees it.
 
     ``salt`` separates tenants in the prefix cache. ``forced_ids`` are tokens of the output that were published by an
-    earlier attempt: the engine takes them as generated and goes on from there. Lower ``rank`` starts earlier.
+    earlier attempt: the engine takes them as generated and goes on from there. It says them again first, in one output
+    of their own, with the text that is certain after them. Lower ``rank`` starts earlier.
     """
 
     id: str
@@ -54,10 +55,10 @@ class SequenceInput:
 class SequenceOutput:
     """What one step did for one sequence.
 
-    ``token_ids`` are new this step; ``text`` is text that became certain this step (nothing that may still turn out to
-    be part of a stop string or of an unfinished character). With ``finish`` set, ``full_text`` and ``full_token_ids``
-    hold the whole output: text without the stop string; ids without stop or end token, exactly those whose decoding is
-    ``full_text``, or empty where no such ids exist.
+    ``token_ids`` are new this step, or else the ``forced_ids`` that are said again; ``text`` is text that became
+    certain this step (nothing that may still turn out to be part of a stop string or of an unfinished character). With
+    ``finish`` set, ``full_text`` and ``full_token_ids`` hold the whole output: text without the stop string; ids
+    without stop or end token, exactly those whose decoding is ``full_text``, or empty where no such ids exist.
     """
 
     id: str

@@ -12,6 +12,7 @@ import orjson
 
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import CostModel
+from parrot_mq.model_name import is_folder, model_name
 
 DEMO = "demo"
 """Alias of the model that comes with the package."""
@@ -54,23 +55,17 @@ def parse_options(arguments: Sequence[str]) -> Options:
     folder = str(DEMO_FOLDER) if model == DEMO else model
     if given.kind == "torch":
         _check_folder(model, folder)
-    name = (
-        given.name or Path(model).expanduser().resolve().name if _is_path(model) else given.name or model.split("/")[-1]
-    )
+    name = given.name or model_name(model)
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be a model's name; give letters, digits and any of _.:@+/- with --name")
     values = vars(given) | {"model": folder, "name": name, "cost": _cost(given.cost)}
     return Options(**values)
 
 
-def _is_path(model: str) -> bool:
-    return model.startswith(("/", ".", "~")) or Path(model).is_dir()
-
-
 def _check_folder(model: str, folder: str) -> None:
     """Find out what can be found out without torch: whether a model folder is one."""
     path = Path(folder).expanduser()
-    if not _is_path(folder):
+    if not is_folder(folder):
         return
     if not path.is_dir():
         raise ConfigError(f"--model {model}: there is no folder {path}; give a model's folder, a model id, or {DEMO!r}")
@@ -101,8 +96,9 @@ def _positive(kind: type) -> Callable[[str], float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m parrot_workers",
-        description="Run an engine: it registers in Redis, takes requests for its model and answers them.",
+        prog="parrot-mq engine",
+        description="Run an engine: it registers in Redis, takes requests for its model and answers them. "
+        "`python -m parrot_workers` is the same.",
         epilog="SIGTERM or Ctrl-C drains it, a second one gives back at once what it still runs.",
         allow_abbrev=False,
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 
-from parrot_mq.errors import ConfigError, ParrotError
+from parrot_mq.entry import explain, start_logging
 from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store import connect
 from parrot_mq.store.server import known_url, no_server
@@ -19,29 +17,23 @@ from parrot_workers.worker.factory import engine_factory
 from parrot_workers.worker.options import Options, parse_options
 from parrot_workers.worker.shell import EngineWorker
 
-USAGE = 2
-"""Exit status where starting the same again would not help."""
-FAILED = 1
 SWITCH_INTERVAL_S = 0.001
 """How long the step thread keeps the interpreter while the event loop waits for it. Python's own 5 ms would be added
 to every hop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run an engine worker until it is told to stop; return the exit status: 0, ``USAGE`` or ``FAILED``."""
+    """Run an engine worker until it is told to stop; return the exit status: 0, or that of ``explain``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "--verbose" in arguments
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    start_logging(verbose)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     worker, status = None, 0
     try:
         worker = _worker(parse_options(arguments))
         asyncio.run(_run(worker))
     except Exception as error:  # noqa: BLE001 - the process's outermost frame: an error becomes a line and a status
-        status = _explain(error, verbose)
+        status = explain(error, verbose)
     if worker is not None and worker.hung:
         _abandon(status)
     return status
@@ -73,17 +65,6 @@ async def _run(worker: EngineWorker) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     await worker.run()
-
-
-def _explain(error: Exception, verbose: bool) -> int:
-    """Print what went wrong in one line, and return the exit status."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    if verbose:
-        traceback.print_exception(error)
-    text = " ".join(str(error).split())
-    print(f"error: {text if isinstance(error, ParrotError) else f'{type(error).__name__}: {text}'}", file=sys.stderr)
-    return USAGE if isinstance(error, ConfigError) else FAILED
 
 
 def _abandon(status: int) -> None:

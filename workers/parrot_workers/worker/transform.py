@@ -9,6 +9,7 @@ from typing import Any
 
 from parrot_mq.errors import TransformFailed
 from parrot_mq.messages import Transform, TransformKind
+from parrot_workers.worker.search import CPU_LIMIT_S, BadPattern, SearchLimit, shared_searcher
 
 _EXCERPT = 120
 MAX_CANDIDATES = 32
@@ -21,7 +22,7 @@ def apply_transform(transform: Transform, text: str) -> str:
     - STRIP: white space at both ends is removed.
     - JSON_FIELD: the first JSON object or list in the text (models like to talk around it), then the dotted path
       in it; numbers select from lists. A string comes out as it is, everything else as JSON.
-    - REGEX: the first match of the pattern; group 1 where the pattern has one.
+    - REGEX: the first match of the pattern; group 1 where the pattern has one. May wait as long as ``search`` says.
     """
     if transform.kind is TransformKind.STRIP:
         return text.strip()
@@ -56,13 +57,19 @@ def _first_json(text: str) -> Any:
 
 def _regex(pattern: str, text: str) -> str:
     try:
-        match = re.search(pattern, text)
-    except re.error as error:
-        raise TransformFailed(f"the transform's pattern {pattern!r} is no regular expression: {error}") from None
-    found = (match[1] if match.re.groups else match[0]) if match else None
+        found = shared_searcher().search(pattern, text)
+    except BadPattern as error:
+        raise TransformFailed(
+            f"the transform's pattern {_excerpt(pattern)} is no regular expression: {error}"
+        ) from None
+    except SearchLimit:
+        raise TransformFailed(
+            f"the pattern {_excerpt(pattern)} takes too long on the output, more than {CPU_LIMIT_S:g} s, or too much "
+            "memory; write it without repetition inside repetition, such as (a+)+ or (.*)*"
+        ) from None
     if found is None:
-        raise TransformFailed(f"the pattern {pattern!r} does not match the output: {_excerpt(text)}")
-    return str(found)
+        raise TransformFailed(f"the pattern {_excerpt(pattern)} does not match the output: {_excerpt(text)}")
+    return found
 
 
 def _excerpt(text: str) -> str:
