@@ -69,8 +69,9 @@ async def test_without_retry_it_fails_at_once(lab: Lab) -> None:
     claim = await lab.start(request)
     await lab.engine.fail(request, claim.fence, FAILURE, retry=False)
     assert await lab.state(request) == "dead"
-    (hint,) = await lab.hints("resolved")
-    assert (hint["variable"], hint["rev"], hint["error"], hint["request"]) == (output, "1", "1", f"{request}:4")
+    assert (await lab.error(output)).request == FAILURE.request
+    (hint,) = await lab.hints("ready")
+    assert (hint["ready"], hint["dead"]) == ("", f"{request}:4")
     assert await lab.redis.xlen(lab.keys.dead) == 1
     assert await lab.redis.xlen(lab.keys.engine_control("e1")) == 0  # the engine need not be told
 

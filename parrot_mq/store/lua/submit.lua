@@ -5,15 +5,14 @@ for _, f in ipairs(functions) do
   if redis.call('HSETNX', key, 'segments', f.segments) == 1 then redis.call('HSET', key, 'name', f.name) end
 end
 
-local ids, entries = {}, {}
+local ids, entries, set_late = {}, {}, {}
 
 local function apply_variable(v)
   local fact = facts[v.id]
   if v.known then
     if v.sets then
-      local rev = resolve(v.id, to_be_resolved(v.id), value_fields(v.id, v.text, v.fence, v.size, v.digest))
-      hint('resolved', 'variable', v.id, 'rev', rev, 'digest', v.digest, 'bytes', v.size, 'error', '', 'request', '',
-        'ready', '', 'dead', '')
+      resolve(v.id, to_be_resolved(v.id), value_fields(v.id, v.text, v.fence, v.size, v.digest))
+      set_late[#set_late + 1] = v.id .. ':' .. v.digest .. ':' .. v.size
     end
     return
   end
@@ -66,7 +65,7 @@ local function apply_request(r, score)
       resolved[#resolved + 1] = vid .. ':' .. input.digest .. ':' .. input.size
     end
   end
-  need = string.format('%d', need)
+  need = int(need)
   local state = (need == '0') and 'ready' or 'waiting'
   redis.call('HSET', req_key(r.id), 'session', sid, 'tenant', tenant, 'call', r.call, 'function_name', r.name,
     'output', r.output, 'inputs', joined(r.inputs), 'spec', r.spec, 'digest', r.digest, 'batch', batch,
@@ -86,14 +85,10 @@ local function apply_request(r, score)
   states[#states + 1] = r.id .. ':1:' .. state
 end
 
-local function in_parts(command, key, list)
-  for i = 1, #list, 500 do redis.call(command, key, unpack(list, i, math.min(i + 499, #list))) end
-end
-
 for _, v in ipairs(variables) do apply_variable(v) end
 for _, vid in ipairs(stubs) do apply_stub(vid) end
 for i, r in ipairs(requests) do
-  if not r.known then apply_request(r, now_us + i) end
+  if not r.known then apply_request(r, int(now_us + i)) end
 end
 in_parts('SADD', sess_key(sid) .. ':ids', ids)
 in_parts('ZADD', prefix .. 'live', entries)
@@ -101,6 +96,7 @@ if num_requests > 0 then redis.call('HINCRBY', sess_key(sid), 'live', num_reques
 redis.call('ZADD', prefix .. 'sessions', now + SESSION_TTL_MS, sid)
 for _, r in ipairs(doomed) do kill(r[1], 'dead', r[2]) end
 settle()
+if #set_late > 0 then hint('resolved', 'variables', joined(set_late), 'done', '', 'ready', '') end
 hint('submitted', 'session', sid, 'tenant', tenant, 'batch', batch, 'last', last,
   'specs', '[' .. table.concat(specs, ',') .. ']', 'states', joined(states), 'inputs', joined(resolved),
   'objectives', table.concat(objectives, '\n'))

@@ -48,13 +48,24 @@ local function read(vid)
     objective = v[7], session = v[8], home = v[9], known = true}
 end
 
+-- Whether any of these objects exists. Nearly always none does: then one command tells it of all.
+local function any_exists(objects, key_of)
+  local keys = {}
+  for i, object in ipairs(objects) do keys[i] = key_of(object.id) end
+  for i = 1, #keys, 500 do
+    if redis.call('EXISTS', unpack(keys, i, math.min(i + 499, #keys))) > 0 then return true end
+  end
+  return false
+end
+local any_variable, any_request = any_exists(variables, var_key), any_exists(requests, req_key)
+
 -- Answers an error, or nothing.
 local function check_variable(v)
   if facts[v.id] then return err('Conflict', v.id, 'variable ' .. v.id .. ' is in the submit twice') end
   if string.match(v.id, '^(%d+)%-v%-.') ~= own then
     return err('BadType', v.id, "'" .. v.id .. "' is no variable id of this session's partition (like '" .. own .. "-v-3kf9a')")
   end
-  local old = read(v.id)
+  local old = any_variable and read(v.id) or nil
   if old then
     v.known = true
     if old.session ~= sid then
@@ -188,7 +199,7 @@ local function check_output(r)
 end
 
 for _, r in ipairs(requests) do
-  local old = redis.call('HGET', req_key(r.id), 'digest')
+  local old = any_request and redis.call('HGET', req_key(r.id), 'digest')
   if old then
     if old ~= r.digest then
       return err('Conflict', r.id, 'request ' .. r.id .. ' exists with other content; ids are used once')
