@@ -12,7 +12,7 @@ from parrot_mq.store.partition import Partition
 from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import NewVariable, Value
 
-BATCH_IDS = 100
+BATCH_IDS = 64
 """Ids in one call of a script that walks over ids."""
 
 

@@ -95,7 +95,7 @@ class SchedulerStore:
         return bool(int(dead)), bool(int(more))
 
     async def propagate(self) -> bool:
-        """Continue one large fan-out from the work stream; True: there is more."""
+        """Continue large fan-outs from the work stream; True: there is more."""
         return bool(int(checked(await self.partition.call("propagate", self.epoch))[0]))
 
     async def raise_epoch(self, epoch: int) -> int:

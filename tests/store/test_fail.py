@@ -134,7 +134,7 @@ async def test_everything_downstream_gets_the_error(lab: Lab) -> None:
     claim = await small.start(requests[0])
     await small.engine.fail(requests[0], claim.fence, FAILURE, retry=False)
     assert await small.state(requests[-1]) == "waiting"
-    assert await small.propagate() == 7
+    assert await small.propagate() == 14
     assert await small.states(requests) == ["dead"] * 60
     assert await small.error(outputs[-1]) == FAILURE
     assert await small.live(session) == 0

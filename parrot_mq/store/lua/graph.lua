@@ -2,8 +2,9 @@
 
 -- What this run did to requests, as "id:rev" pairs for the scheduler's hint.
 local ready, dead = {}, {}
--- Variables that were resolved and whose waiters are still to be served, and how many may be served in this run.
-local unserved, units = {}, UNITS
+-- Variables that were resolved and whose waiters are still to be served, with the errors of those that failed. What
+-- serving may cost in this run: a waiter that gets a value is one unit, one that dies by it is two.
+local unserved, errors, units = {}, {}, UNITS
 -- What `settle` writes for all objects of this run together: by session, how many requests were ended and which
 -- variables were resolved; requests that leave the indexes; events.
 local ended, resolved_in, unlisted, unleased, events = {}, {}, {}, {}, {}
@@ -16,11 +17,6 @@ local function record(kind, message, request, engine, attempts)
 end
 
 local function int(number) return string.format('%d', number) end
-
--- A command on a key with any number of arguments.
-local function in_parts(command, key, list)
-  for i = 1, #list, 500 do redis.call(command, key, unpack(list, i, math.min(i + 499, #list))) end
-end
 
 -- An event with one more field. Objects to which the same happened share one.
 local function note(kind, id, name, text)
@@ -92,7 +88,10 @@ end
 
 local function set_error(vid, error_json)
   local known = to_be_resolved(vid)
-  if known[1] == 'pending' then resolve(vid, known, {'state', 'error', 'error', error_json}) end
+  if known[1] == 'pending' then
+    errors[vid] = error_json
+    resolve(vid, known, {'state', 'error', 'error', error_json})
+  end
 end
 
 -- Finishing a request ---------------------------------------------------------------------------------------------
@@ -140,6 +139,12 @@ local function kill(rid, state, error_json, engine_knows)
   return true
 end
 
+-- A variable that was resolved in an earlier run, and has waiters left.
+local function serve_rest_of(vid)
+  errors[vid] = redis.call('HGET', var_key(vid), 'error') or nil
+  unserved[#unserved + 1] = vid
+end
+
 -- One waiter of a resolved variable: an input less to wait for, or the input's error.
 local function serve_one(rid, error_json)
   if error_json then
@@ -152,17 +157,18 @@ local function serve_one(rid, error_json)
   if need == 0 then make_ready(rid, tonumber(r[3])) else redis.call('HSET', req_key(rid), 'need', int(need)) end
 end
 
--- Serves the waiters of resolved variables, at most UNITS in one run; the rest goes to the work stream.
+-- Serves the waiters of resolved variables, for UNITS in one run; the rest goes to the work stream.
 local function serve()
   while #unserved > 0 and units > 0 do
     local vid = table.remove(unserved)
-    local wait = var_key(vid) .. ':wait'
-    local waiters = redis.call('ZRANGE', wait, '0', int(units - 1))
+    local error_json, wait = errors[vid], var_key(vid) .. ':wait'
+    local price = error_json and 2 or 1
+    local count = math.ceil(units / price)
+    local waiters = redis.call('ZRANGE', wait, '0', int(count - 1))
     if #waiters > 0 then
       redis.call('ZREMRANGEBYRANK', wait, '0', int(#waiters - 1))
-      if #waiters == units then unserved[#unserved + 1] = vid end
-      units = units - #waiters
-      local error_json = redis.call('HGET', var_key(vid), 'error')
+      if #waiters == count then unserved[#unserved + 1] = vid end
+      units = units - price * #waiters
       for _, rid in ipairs(waiters) do serve_one(rid, error_json) end
     end
   end
@@ -205,7 +211,7 @@ end
 local function undispatch(rid, engine)
   local r = redis.call('HMGET', req_key(rid), 'undispatches', 'rev', 'entry', 'engine')
   local count = tonumber(r[1] or 0) + 1
-  redis.call('ZREM', prefix .. 'leases', rid)
+  unleased[#unleased + 1] = rid
   redis.call('HSET', req_key(rid), 'undispatches', count)
   if count > MAX_UNDISPATCHES then
     gave_up(rid, 'request ' .. rid .. ' was queued ' .. count .. ' times and never started; see the engines\' logs',
@@ -220,7 +226,7 @@ end
 -- A started attempt that was lost with its engine.
 local function redeliver(rid)
   local r = redis.call('HMGET', req_key(rid), 'attempt', 'engine', 'rev')
-  redis.call('ZREM', prefix .. 'leases', rid)
+  unleased[#unleased + 1] = rid
   if tonumber(r[1]) >= MAX_ATTEMPTS then
     gave_up(rid, 'request ' .. rid .. ' was lost with its engine ' .. r[1] .. ' times, the last one was ' ..
       r[2] .. '; see its log, and raise max_attempts if engines are restarted often', r[2], r[1])

@@ -29,8 +29,8 @@ local function apply_variable(v)
     redis.call('HSET', var_key(v.id), 'session', sid, 'tenant', tenant, 'name', v.name, 'state', 'pending', 'rev', '0',
       'batch', batch, 'created_ms', now_ms)
   end
-  if v.objective[1] and not v.sets then
-    local objective, strictness = stated(unpack(v.objective))
+  if v.objective ~= '' and not v.sets then
+    local objective, strictness = stated(unpack(words(v.objective)))
     redis.call('HSET', var_key(v.id), 'objective', objective, 'strictness', strictness)
     fact.objective = objective
   end

@@ -20,21 +20,23 @@ end
 local functions, variables, requests = {}, {}, {}
 for i = 1, tonumber(take()) do functions[i] = {digest = take(), name = take(), segments = take()} end
 for i = 1, tonumber(take()) do
-  variables[i] = {id = take(), name = take(), has_value = take() == '1', text = take(), fence = take(), size = take(),
-    digest = take(), objective = words(take())}
+  local id, name, has_value, text, fence, size, digest, objective = unpack(ARGV, at, at + 7)
+  at = at + 8
+  variables[i] = {id = id, name = name, has_value = has_value == '1', text = text, fence = fence, size = size,
+    digest = digest, objective = objective}
 end
 for i = 1, tonumber(take()) do
-  local request = {id = take(), call = take(), name = take(), output = take(), spec = take(), digest = take(),
-    inputs = {}}
-  local listed, inputs = {}, request.inputs
-  for _ = 1, tonumber(take()) do
+  local id, call, name, output, spec, digest, num_inputs = unpack(ARGV, at, at + 6)
+  at = at + 7
+  local listed, inputs = {}, {}
+  for _ = 1, tonumber(num_inputs) do
     local vid = take()
     if not listed[vid] then
       listed[vid] = true
       inputs[#inputs + 1] = vid
     end
   end
-  requests[i] = request
+  requests[i] = {id = id, call = call, name = name, output = output, spec = spec, digest = digest, inputs = inputs}
 end
 
 local facts = {}      -- what is known of each variable, as it will be once this call's values are set
