@@ -71,7 +71,8 @@ class StoreSettings(_FromEnv):
     staged_value_ttl_s: float = 300.0
     events_max_len: int = 20_000
     fanout_units: int = 128
-    """Most propagation units (waiters served) in one script call; the rest goes through ``..work``."""
+    """What one script call may do for waiters (one that gets a value is a unit, one that dies by an error is two); the
+    rest goes through ``..work``."""
     want_grace_s: float = 5.0
     """How long an id that nobody has made yet is waited for."""
 

@@ -49,8 +49,9 @@ class Lanes:
                     serving.setdefault(model, []).append(load)
         lanes = {}
         for model, loads in serving.items():
-            if len(loads) == 1 and (credits := min(self._most, loads[0].num_spare)):
-                lanes[model] = Lane(loads[0].id, credits)
+            most = min(self._most, loads[0].num_spare)
+            if len(loads) == 1 and most > 0:
+                lanes[model] = Lane(loads[0].id, most)
         return lanes
 
     def _suffice(self, wanted: Mapping[str, Lane]) -> bool:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-import orjson
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
@@ -15,6 +14,7 @@ from parrot_mq.keys import ENGINES, GROUP
 from parrot_mq.messages import EngineRecord, FunctionRecord
 from parrot_mq.store.answers import checked
 from parrot_mq.store.cluster import moved_to
+from parrot_mq.store.completion import Completion, complete_many
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Assignment, Claim, Control, InputValue, Usage, Value
@@ -26,33 +26,6 @@ class Renewal:
 
     lost: tuple[str, ...]
     cancelled: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Completion:
-    """What ``complete`` writes: ``value`` for the variable ``output``, and ``raw``, the text before the transform."""
-
-    request: str
-    fence: str
-    output: str
-    value: Value
-    usage: Usage
-    raw: Value | None = None
-
-    def to_args(self) -> list[str | int]:
-        """Return the script's arguments."""
-        value, raw = self.value, self.raw
-        args: list[str | int] = [self.request, self.fence, value.inline, value.fence, value.size_bytes, value.digest]
-        args += [value.tokens_text, value.tokens_by, orjson.dumps(self.usage).decode()]
-        return args if raw is None else [*args, "1", raw.inline, raw.fence]
-
-
-def _refusal(answer: list[Any]) -> StoreError | None:
-    try:
-        checked(answer)
-    except StoreError as error:
-        return error
-    return None
 
 
 def _assignment(entry_id: str, fields: dict[str, str]) -> Assignment:
@@ -260,13 +233,8 @@ class EngineStore:
             raise error
 
     async def complete_many(self, completions: Sequence[Completion]) -> list[StoreError | None]:
-        """``complete`` several requests in one round trip; returns what each would have raised, None where nothing."""
-        for done in completions:
-            await self.partition.stage(done.output, done.value)
-            if done.raw is not None:
-                await self.partition.stage(done.output, done.raw, raw=True)
-        answers = await self.partition.call_many("complete", [done.to_args() for done in completions])
-        return [_refusal(answer) for answer in answers]
+        """``complete`` several in few calls; returns what each would have raised, None where nothing."""
+        return await complete_many(self.partition, completions)
 
     async def fail(self, request: str, fence: str, error: ErrorRecord, *, retry: bool) -> None:
         """Report that an attempt failed: with ``retry`` it is run again after a back-off until its attempts are used

@@ -68,6 +68,16 @@ class VariableRecord:
         )
 
 
+@dataclasses.dataclass(slots=True)
+class Outcome:
+    """Of a variable only what its readers want: ``value`` where it is ready, ``error`` where it failed."""
+
+    id: str
+    state: VariableState
+    value: str | None
+    error: ErrorRecord | None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestRecord:
     """A request as it stands in ``..req:<rid>``; ``spec_json`` is empty once it is finished."""

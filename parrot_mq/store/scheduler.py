@@ -23,13 +23,13 @@ class IntakeEntry:
     Kinds and their fields (lists are space-separated; ``id:rev`` pairs carry the object's revision):
 
     - ``submitted``: session, tenant, batch, last, specs (JSON list), states (``rid:rev:state`` ...), inputs (resolved
-      inputs, ``vid:digest:bytes`` ...), objectives (lines ``vid JSON``: outputs that had one before their producer)
-    - ``resolved``: variable, rev, digest, bytes, error (kind, or empty), request (``rid:rev`` that is finished by it,
-      or empty), ready (``rid:rev`` ...), dead (``rid:rev`` ... that errored with it), usage (JSON, of a completion)
-    - ``ready``: ready (``rid:rev`` ... that became ready or were given back), dead (``rid:rev`` ... that failed)
+      inputs, ``vid:digest:bytes`` ...), objectives (lines ``vid JSON``: of outputs that had one before their producer)
+    - ``resolved``: variables (``vid:digest:bytes`` ... that have a value now), done (``rid:rev:num_output_tokens`` ...
+      that made them), ready (``rid:rev`` ... that became ready by it)
+    - ``ready``: ready (``rid:rev`` ... that became ready or were given back), dead (``rid:rev`` ... that failed or were
+      cancelled)
     - ``released``: request, rev, state (waiting: in its back-off)
-    - ``cancelled``: requests (``rid:rev`` ...), ready, dead
-    - ``objective``: variable, rev, objective (JSON)
+    - ``objectives``: objectives (lines ``vid JSON``: stricter ones)
     - ``discarded``: requests (ids)
     - ``dispatched``: engine, requests (``rid:rev:fence`` ... that went by a lane)
     - ``work``: the work stream has an entry
@@ -105,7 +105,7 @@ class SchedulerStore:
         return bool(int(dead)), bool(int(more))
 
     async def propagate(self) -> bool:
-        """Continue one large fan-out from the work stream; True: there is more."""
+        """Continue large fan-outs from the work stream; True: there is more."""
         return bool(int(checked(await self.partition.call("propagate", self.epoch))[0]))
 
     async def raise_epoch(self, epoch: int) -> int:

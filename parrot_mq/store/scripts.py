@@ -28,6 +28,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "open_session": ("open_session",),
     "propagate": ("graph", "propagate"),
     "raise_epoch": ("raise_epoch",),
+    "read": ("read",),
     "reap": ("graph", "reap"),
     "reap_engine": ("graph", "reap_engine"),
     "reject": ("graph", "reject"),

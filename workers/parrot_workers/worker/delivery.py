@@ -21,7 +21,7 @@ from parrot_mq.errors import (
 )
 from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store import EngineStore, encode_value
-from parrot_mq.store.engine import Completion
+from parrot_mq.store.completion import Completion
 from parrot_mq.store.records import Usage, Value
 from parrot_workers.engine.port import FinishReason, SequenceOutput
 from parrot_workers.worker.outbox import Outbox
