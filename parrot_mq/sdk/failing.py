@@ -44,8 +44,7 @@ async def step_failure(link: Link, variable: SemanticVariable) -> StepError:
 
 async def not_in_time(link: Link, collector: Collector, timeout_s: float) -> ParrotError:
     """Return the error for a wait that ran out of time: ``NeverSet`` or ``GetTimeout``, with what is in the way."""
-    left = collector.left()
-    variable = next((v for v in collector.variables if v.id in left), collector.variables[0])
+    variable = next(iter(collector.left()), collector.variables[0])
     name = f"{variable.name or 'variable'} ({variable.id})"
     if refused := variable._refused():
         return refused

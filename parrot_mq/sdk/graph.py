@@ -10,6 +10,7 @@ from parrot_mq.errors import ParrotError
 from parrot_mq.messages import FunctionRecord, RequestSpec
 
 if TYPE_CHECKING:
+    from parrot_mq.sdk.collect import Collector
     from parrot_mq.sdk.variable import SemanticVariable
 
 
@@ -44,7 +45,17 @@ class Submission:
     it was refused; what it carried is let go.
     """
 
-    __slots__ = ("after", "error", "is_reported", "requests", "settled", "variables")
+    __slots__ = (
+        "_waiting",
+        "after",
+        "error",
+        "is_reported",
+        "is_sent",
+        "is_watched",
+        "requests",
+        "settled",
+        "variables",
+    )
 
     def __init__(self) -> None:
         self.variables: list[SemanticVariable] = []
@@ -53,15 +64,32 @@ class Submission:
         self.settled = asyncio.Event()
         self.error: ParrotError | None = None
         self.is_reported = False
+        self.is_sent = False
+        """Whether some of it may be in Redis."""
+        self.is_watched = False
+        """Whether its session's channel was subscribed to before anything of it was sent."""
+        self._waiting: list[tuple[SemanticVariable, Collector]] = []
 
     def __bool__(self) -> bool:
         return bool(self.variables or self.requests)
+
+    def send(self, is_watched: bool) -> None:
+        """Note that it leaves now."""
+        self.is_sent, self.is_watched = True, is_watched
+
+    def hold(self, variable: SemanticVariable, collector: Collector) -> None:
+        """Have ``collector`` go on with its wait for ``variable`` once this is settled."""
+        collector.submitting()
+        self._waiting.append((variable, collector))
 
     def settle(self, error: ParrotError | None = None) -> None:
         """Note the outcome, and wake who waits for it."""
         self.error = error
         self.variables, self.requests, self.after = [], [], []
         self.settled.set()
+        waiting, self._waiting = self._waiting, []
+        for variable, collector in waiting:
+            variable._bound().submitted(variable, self, collector)
 
     def report(self) -> None:
         """Raise the error if there is one; it then counts as seen by the application."""
