@@ -68,7 +68,7 @@ def _local_chain(variable: SemanticVariable, failed: str) -> tuple[Step, ...] | 
     for at in queue:  # grows while it is walked
         if at._request is None:
             continue
-        if at._request.spec.id == failed:
+        if at._request.id == failed:
             return tuple(_steps_down(at, below))
         for upstream in at._request.inputs:
             if upstream._id not in below:
@@ -82,8 +82,8 @@ def _steps_down(start: SemanticVariable, below: dict[str, SemanticVariable | Non
     at: SemanticVariable | None = start
     while at is not None:
         if at._request is not None:
-            spec = at._request.spec
-            steps.append(Step(spec.id, spec.function_name, at._id, at._name or spec.output_name))
+            request = at._request
+            steps.append(Step(request.id, request.function_name, at._id, at._name or request.form.output_name))
         at = below[at._id]
     return steps
 

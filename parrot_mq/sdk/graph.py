@@ -7,7 +7,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from parrot_mq.errors import ParrotError
-from parrot_mq.messages import FunctionRecord, RequestSpec
+from parrot_mq.messages import FunctionRecord, RequestForm, RequestSpec
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.collect import Collector
@@ -17,25 +17,60 @@ if TYPE_CHECKING:
 class Request:
     """A request as the SDK keeps it until its output is resolved: enough to submit it again.
 
-    ``inputs`` are the variables in its prompt without repeats. ``late`` says that its output was made before and had
-    consumers already when it was called: only such a request can close a cycle.
+    ``inputs`` are the variables in its prompt without repeats, ``output`` is the id of its output. ``premade`` says
+    that the output was made before the call: only such a request may be called after what reads its output. ``late``
+    says that this has happened: only such a request can close a cycle.
     """
 
-    __slots__ = ("function", "inputs", "late", "spec", "submission")
+    __slots__ = ("call", "form", "id", "inputs", "late", "output", "premade", "submission", "text")
 
     def __init__(
         self,
-        spec: RequestSpec,
-        function: FunctionRecord,
+        request_id: str,
+        call_id: str,
+        form: RequestForm,
+        text: str,
         inputs: tuple[SemanticVariable, ...],
+        output_id: str,
         submission: Submission,
+        *,
+        premade: bool,
         late: bool,
     ) -> None:
-        self.spec = spec
-        self.function = function
+        self.id = request_id
+        self.call = call_id
+        self.form = form
+        self.text = text
+        """It as one line of JSON."""
         self.inputs = inputs
+        self.output = output_id
         self.submission = submission
+        self.premade = premade
         self.late = late
+
+    @property
+    def function(self) -> FunctionRecord:
+        """The template."""
+        return self.form.function
+
+    @property
+    def function_name(self) -> str:
+        """The name of its function."""
+        return self.form.function.name
+
+    @property
+    def model(self) -> str:
+        """The name of the model; empty: whatever engine there is."""
+        return self.form.model
+
+    @property
+    def spec(self) -> RequestSpec:
+        """All that is fixed about it."""
+        return RequestSpec.from_json(self.text)
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON."""
+        return self.text
 
 
 class Submission:

@@ -135,11 +135,12 @@ class Waiters:
         else:
             self._wake_all()
 
-    def _wake(self, variable_id: str) -> None:
-        for event in self._events.get(variable_id, ()):
-            event.set()
-        if self._listener is not None:
-            self._listener(variable_id)
+    def _wake(self, message: str) -> None:
+        for variable_id in message.split():
+            for event in self._events.get(variable_id, ()):
+                event.set()
+            if self._listener is not None:
+                self._listener(variable_id)
 
     async def _subscribe_anew(self) -> None:
         async with self._lock:
