@@ -28,9 +28,10 @@ class Collector:
         "_error",
         "_is_late",
         "_left",
+        "_num_failed",
         "_num_unconfirmed",
         "count",
-        "failed",
+        "failure",
         "is_over",
         "perf",
         "ready",
@@ -46,9 +47,11 @@ class Collector:
         self.count = count
         self.ready: list[SemanticVariable] = []
         """In order of arrival."""
-        self.failed: list[SemanticVariable] = []
+        self.failure: SemanticVariable | None = None
+        """The first that failed."""
         self.unknown: list[SemanticVariable] = []
         self._left = {variable.id: variable for variable in variables}
+        self._num_failed = 0
         self._num_unconfirmed = 0
         self._error: ParrotError | None = None
         self._enough: asyncio.Future[None] | None = None
@@ -62,13 +65,16 @@ class Collector:
     @property
     def num_variables(self) -> int:
         """How many different variables there are."""
-        return len(self._left) + len(self.ready) + len(self.failed) + len(self.unknown)
+        return len(self._left) + len(self.ready) + self._num_failed + len(self.unknown)
 
-    async def wait(self) -> None:
-        """Wait until there is enough; raises what kept it from coming, ``TimeoutError`` once it has expired."""
-        if not self._can_end():
-            self._enough = asyncio.get_running_loop().create_future()
-            await self._enough
+    def enough(self) -> asyncio.Future[None]:
+        """Return what is done once the wait can end; ``check`` then says how it ended."""
+        self._enough = asyncio.get_running_loop().create_future()
+        self._go_on()
+        return self._enough
+
+    def check(self) -> None:
+        """Raise what kept enough from coming, ``TimeoutError`` where time did."""
         if self._error is not None:
             raise copy.copy(self._error) from self._error  # it is told to many
         if not self._is_enough():
@@ -121,7 +127,11 @@ class Collector:
 
     def _take(self, variable: SemanticVariable) -> None:
         del self._left[variable._id]
-        (self.failed if variable._failure is not None else self.ready).append(variable)
+        if variable._failure is None:
+            self.ready.append(variable)
+        else:
+            self._num_failed += 1
+            self.failure = self.failure or variable
 
     def _go_on(self) -> None:
         if self._enough is not None and not self._enough.done() and self._can_end():
@@ -136,5 +146,5 @@ class Collector:
         if not self._left or self.unknown:
             return True
         if self.count is None:
-            return bool(self.failed)
-        return len(self.ready) >= self.count or self.num_variables - len(self.failed) < self.count
+            return self._num_failed > 0
+        return len(self.ready) >= self.count or self.num_variables - self._num_failed < self.count

@@ -24,8 +24,8 @@ async def fail_collected(link: Link, collector: Collector) -> None:
     """Raise the error of the first variable that failed, if the collector cannot have what it wants."""
     if collector.count is not None and len(collector.ready) >= collector.count:
         return
-    if collector.failed:
-        raise await step_failure(link, collector.failed[0])
+    if collector.failure is not None:
+        raise await step_failure(link, collector.failure)
 
 
 async def step_failure(link: Link, variable: SemanticVariable) -> StepError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class Link:
         self.store = store
         self.settings = settings
         self.loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        """Timers run in it, which else would copy one each."""
         self._hubs: dict[int, Hub] = {}
         self._run_ids: dict[int, str] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -177,12 +180,13 @@ class Link:
         """Wait until ``collector`` has what it wants; raises ``StepError`` for what failed or is not there in time."""
         timeout_s = self.settings.get_timeout_s if timeout_s is None else timeout_s
         deadline = self.loop.time() + timeout_s
-        expiry = self.loop.call_at(deadline, collector.expire)
+        expiry = self.loop.call_at(deadline, collector.expire, context=self._context)
         try:
             for variable in collector.variables:
                 variable._wanted = stricter(variable._wanted, collector.perf)
                 self._watch(variable, collector)
-            await collector.wait()
+            await collector.enough()
+            collector.check()
             for _ in range(MAX_RESENDS):
                 if not collector.unknown:
                     break
@@ -191,7 +195,8 @@ class Link:
                     await self.restore(unknown)
                 for variable in unknown:
                     self._watch(variable, collector)
-                await collector.wait()
+                await collector.enough()
+                collector.check()
         except TimeoutError:
             raise await not_in_time(self, collector, timeout_s) from None
         finally:
