@@ -18,6 +18,7 @@ from arq.jobs import Job
 
 from benchmarks.queue.figures import Figures
 from benchmarks.queue.systems.processes import serving
+from benchmarks.queue.systems.results import all_read
 from benchmarks.queue.workload import Workload
 
 TIMEOUT_S = 300
@@ -57,12 +58,7 @@ async def measure(url: str, poll_s: float, work: Workload) -> Figures:
             return (await enqueue(pool, "noop")).job_id
 
     ids = await asyncio.gather(*(submit() for _ in range(work.num_jobs)))
-    missing = [result_key_prefix + job_id for job_id in ids]
-    while missing:  # All results read, in large reads: 10,000 polling waiters would slow arq down unfairly.
-        values = await pool.mget(missing)
-        missing = [key for key, value in zip(missing, values, strict=True) if value is None]
-        if missing:
-            await asyncio.sleep(0.02)
+    await all_read(pool.mget, [result_key_prefix + job_id for job_id in ids])
     rate = work.num_jobs / ((time.monotonic_ns() - start) / 1e9)
     await pool.aclose()
     return Figures.of(hops, chains, results, rate)

@@ -14,6 +14,7 @@ import redis.asyncio
 
 from benchmarks.queue.figures import Figures
 from benchmarks.queue.systems.processes import serving
+from benchmarks.queue.systems.results import all_read
 from benchmarks.queue.workload import Workload
 
 TIMEOUT_S = 300.0
@@ -56,13 +57,9 @@ async def measure(url: str, check_s: float, work: Workload) -> Figures:
         async with gate:
             return str((await noop.kiq()).task_id)
 
-    missing = list(await asyncio.gather(*(submit() for _ in range(work.num_jobs))))
+    ids = await asyncio.gather(*(submit() for _ in range(work.num_jobs)))
     reader = redis.asyncio.Redis.from_url(url)
-    while missing:  # All results read, in large reads, as for arq.
-        values = await reader.mget(missing)
-        missing = [key for key, found in zip(missing, values, strict=True) if found is None]
-        if missing:
-            await asyncio.sleep(0.02)
+    await all_read(reader.mget, ids)
     rate = work.num_jobs / ((time.monotonic_ns() - start) / 1e9)
     await reader.aclose()
     await broker.shutdown()
