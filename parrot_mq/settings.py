@@ -47,6 +47,8 @@ class StoreSettings(_FromEnv):
     """Number of partitions; fixed for the life of the data."""
     inline_bytes: int = 32 * 1024
     """Values of this size and more live in a key of their own."""
+    offer_bytes: int = 4 * 1024
+    """A request goes into its engine's queue together with its inputs, if all of it is not larger than this."""
     max_value_bytes: int = 8 * 1024 * 1024
     max_live_requests: int = 1_000_000
     """Unfinished requests per partition; beyond it submits answer ``Overloaded``."""
@@ -69,7 +71,8 @@ class StoreSettings(_FromEnv):
     staged_value_ttl_s: float = 300.0
     events_max_len: int = 20_000
     fanout_units: int = 128
-    """Most propagation units (waiters served) in one script call; the rest goes through ``..work``."""
+    """What one script call may do for waiters (one that gets a value is a unit, one that dies by an error is two); the
+    rest goes through ``..work``."""
     want_grace_s: float = 5.0
     """How long an id that nobody has made yet is waited for."""
 
@@ -98,6 +101,8 @@ class SchedulerSettings(_FromEnv):
     """A batch is scheduled at its last chunk, or this long after its first."""
     queue_depth_steps: float = 2.0
     """Requests are dispatched ahead of a free slot by about this many decode steps."""
+    lane_credits: int = 8
+    """Requests that scripts may put into an idle engine's queue without asking (see ``scheduler.lanes``); 0: none."""
     drain_timeout_s: float = 10.0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
+from parrot_mq.scheduler.lanes import Lanes
 from parrot_mq.scheduler.models import Models
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import (
@@ -28,6 +29,7 @@ from parrot_mq.scheduler.policy import (
 )
 from parrot_mq.scheduler.templates import Templates
 from parrot_mq.settings import SchedulerSettings
+from parrot_mq.store.records import Lane
 
 NOMINAL_STEP_MS = 10.0
 """A decode step where no engine has reported one: for expected durations along a critical path."""
@@ -45,6 +47,7 @@ class Core:
         self.lengths = OutputLengths()
         self.holds = Holds(settings.batch_hold_ms / 1000)
         self.models = Models(settings.model_grace_s)
+        self.lanes = Lanes(settings.lane_credits)
         self.doomed: list[RequestNode] = []
         """Requests of models known to be unknown, for the shell to reject."""
         self.upgraded: deque[RequestNode] = deque()
@@ -183,6 +186,26 @@ class Core:
         self._describe(node)
         if engine_id:
             self.load_of(engine_id).charge(node, 0.0)
+
+    def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
+        """A script dispatched a request by a lane. Old news is ignored."""
+        if rev <= node.rev:
+            return
+        node.rev = rev
+        self.lanes.used(node.model)
+        self._undispatch(node)
+        if node not in self.ready:
+            self._describe(node)
+        self.ready.take(node)
+        node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
+        node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
+        self.load_of(engine_id).charge(node, now_s * 1000)
+        if node.objective is not None:
+            self._changed([node])
+
+    def due_lanes(self) -> dict[str, Lane] | None:
+        """Return the lanes to grant from now on; None if they are as they should be."""
+        return self.lanes.due(self.engines.values(), idle=not len(self.ready) and not len(self.holds))
 
     def _undispatch(self, node: RequestNode) -> None:
         if node.engine:

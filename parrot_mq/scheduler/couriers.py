@@ -1,4 +1,4 @@
-"""Small errands off the hot path: fetching templates, telling engines about changed objectives."""
+"""Small errands off the hot path: fetching templates, granting lanes, telling engines about changed objectives."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ class TemplateCourier:
                 for start in range(0, len(missed), SLICE):
                     self._core.describe(missed[start : start + SLICE])
                     await asyncio.sleep(0)
+            await self.bell.wait(IDLE_S)
+
+
+class LaneCourier:
+    """Grants lanes, and takes them back."""
+
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
+        self._core = core
+        self._stores = stores
+        self._over = over
+        self.bell = Bell()
+
+    async def run(self) -> None:
+        """Keep the lanes as they should be until the term is over."""
+        while not self._over.is_set():
+            lanes = self._core.due_lanes()
+            if lanes is not None:
+                self._core.lanes.granted(lanes)  # before the store has them: what is used from now on counts
+                for store in self._stores:
+                    await store.grant(lanes, share=len(self._stores))
             await self.bell.wait(IDLE_S)
 
 

@@ -39,12 +39,8 @@ def _submitted(core: Core, entry: IntakeEntry, now_s: float) -> None:
             node = core.add(spec, arrival, *rev_and_state, now_s)
             if node is not None:
                 added.append(node)
-    for item in fields["inputs"].split():
-        variable_id, digest, size_bytes = item.rsplit(":", 2)
-        core.resolve(variable_id, digest, int(size_bytes))
-    for line in fields.get("objectives", "").splitlines():
-        variable_id, _, objective = line.partition(" ")
-        core.want(variable_id, Objective.from_json(objective))
+    _resolve(core, fields["inputs"])
+    _want(core, fields["objectives"])
     if fields["last"]:
         for node in core.holds.end(batch):
             core.enqueue(node)
@@ -56,26 +52,34 @@ def _submitted(core: Core, entry: IntakeEntry, now_s: float) -> None:
 
 
 def _resolved(core: Core, entry: IntakeEntry, _now_s: float) -> None:
-    fields = entry.fields
-    core.resolve(fields["variable"], fields["digest"], int(fields["bytes"] or 0))
-    if fields["request"]:
-        node = _node(core, fields["request"])[0]
+    _resolve(core, entry.fields["variables"])
+    for item in entry.fields["done"].split():
+        pair, _, num_output_tokens = item.rpartition(":")
+        node, _rev = _node(core, pair)
         if node is not None:
-            usage = fields.get("usage")
-            core.finish(node, orjson.loads(usage).get("num_output_tokens", 0) if usage else 0)
-    _outcome(core, entry, _now_s)
+            core.finish(node, int(num_output_tokens))
+    _make_ready(core, entry.fields["ready"])
 
 
-def _outcome(core: Core, entry: IntakeEntry, _now_s: float) -> None:
-    for name in ("requests", "dead"):
-        for pair in entry.fields.get(name, "").split():
-            node = _node(core, pair)[0]
-            if node is not None:
-                core.finish(node)
-    for pair in entry.fields.get("ready", "").split():
+def _ready(core: Core, entry: IntakeEntry, _now_s: float) -> None:
+    for pair in entry.fields["dead"].split():
+        node, _rev = _node(core, pair)
+        if node is not None:
+            core.finish(node)
+    _make_ready(core, entry.fields["ready"])
+
+
+def _make_ready(core: Core, pairs: str) -> None:
+    for pair in pairs.split():
         node, rev = _node(core, pair)
         if node is not None:
             core.make_ready(node, rev)
+
+
+def _resolve(core: Core, items: str) -> None:
+    for item in items.split():
+        variable_id, digest, size_bytes = item.rsplit(":", 2)
+        core.resolve(variable_id, digest, int(size_bytes))
 
 
 def _released(core: Core, entry: IntakeEntry, _now_s: float) -> None:
@@ -84,8 +88,14 @@ def _released(core: Core, entry: IntakeEntry, _now_s: float) -> None:
         core.make_waiting(node, int(entry.fields["rev"]))
 
 
-def _objective(core: Core, entry: IntakeEntry, _now_s: float) -> None:
-    core.want(entry.fields["variable"], Objective.from_json(entry.fields["objective"]))
+def _objectives(core: Core, entry: IntakeEntry, _now_s: float) -> None:
+    _want(core, entry.fields["objectives"])
+
+
+def _want(core: Core, lines: str) -> None:
+    for line in lines.splitlines():
+        variable_id, _, objective = line.partition(" ")
+        core.want(variable_id, Objective.from_json(objective))
 
 
 def _discarded(core: Core, entry: IntakeEntry, _now_s: float) -> None:
@@ -100,12 +110,20 @@ def _node(core: Core, pair: str) -> tuple[RequestNode | None, int]:
     return core.graph.requests.get(request_id), int(rev)
 
 
+def _dispatched(core: Core, entry: IntakeEntry, now_s: float) -> None:
+    for item in entry.fields["requests"].split():
+        request_id, rev, fence = item.split(":")
+        node = core.graph.requests.get(request_id)
+        if node is not None:
+            core.took_lane(node, int(rev), entry.fields["engine"], fence, now_s)
+
+
 _HANDLERS: dict[str, Callable[[Core, IntakeEntry, float], None]] = {
     "submitted": _submitted,
     "resolved": _resolved,
-    "ready": _outcome,
-    "cancelled": _outcome,
+    "ready": _ready,
     "released": _released,
-    "objective": _objective,
+    "objectives": _objectives,
     "discarded": _discarded,
+    "dispatched": _dispatched,
 }

@@ -20,6 +20,10 @@ class Holds:
         self._hold_s = hold_s
         self._held: dict[str, _Hold] = {}
 
+    def __len__(self) -> int:
+        """How many batches are held."""
+        return len(self._held)
+
     def begin(self, batch: str, now_s: float) -> None:
         """Hold the requests of ``batch``, if it is not held already."""
         if batch not in self._held:

@@ -37,6 +37,9 @@ class Errands(Protocol):
     def upgraded(self) -> None:
         """Tell engines about the requests in ``Core.upgraded``."""
 
+    def lanes(self) -> None:
+        """Grant what ``Core.due_lanes`` returns."""
+
     def templates(self) -> None:
         """Fetch the templates that ``Core.templates`` misses."""
 
@@ -116,5 +119,7 @@ class Intake:
             self._errands.doomed()
         if self._core.upgraded:
             self._errands.upgraded()
+        if self._core.due_lanes() is not None:
+            self._errands.lanes()
         if self._core.templates.has_missing:
             self._errands.templates()

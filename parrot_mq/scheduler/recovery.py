@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import orjson
 
@@ -45,8 +44,9 @@ async def recover(
     The intake's last id must have been noted before: entries from then on are applied after this, and those that are
     older than what was loaded are ignored by their revisions. Ends early once ``over`` is set.
     """
-    ids = await Reader(partition).live()
-    states = await _read(partition, [partition.keys.request(i) for i in ids], ["state"])
+    reader = Reader(partition)
+    ids = await reader.live()
+    states = await reader.request_fields(ids, ["state"])
     ready = [i for i, (state,) in zip(ids, states, strict=True) if state == RequestState.READY]
     waiting = [i for i, (state,) in zip(ids, states, strict=True) if state != RequestState.READY]
     imports: dict[tuple[str, str], None] = {}
@@ -56,7 +56,7 @@ async def recover(
         for start in range(0, len(part), PIPELINE):
             if over.is_set():
                 break
-            nodes = await _load(core, partition, part[start : start + PIPELINE], now_s())
+            nodes = await _load(core, reader, part[start : start + PIPELINE], now_s())
             count += len(nodes)
             held += (node for node in nodes if node.state is RequestState.READY)
             for node in nodes:
@@ -71,10 +71,10 @@ async def recover(
     return Recovered(count, tuple(imports))
 
 
-async def _load(core: Core, partition: Partition, ids: Sequence[str], now_s: float) -> list[RequestNode]:
+async def _load(core: Core, reader: Reader, ids: Sequence[str], now_s: float) -> list[RequestNode]:
     nodes: list[RequestNode] = []
     dispatched: list[tuple[RequestNode, str, str]] = []
-    for fields in await _read(partition, [partition.keys.request(i) for i in ids], _REQUEST_FIELDS):
+    for fields in await reader.request_fields(ids, _REQUEST_FIELDS):
         state, spec, rev, tenant, batch, engine, fence, created_ms = fields
         if not state or not spec or RequestState(state).finished:
             continue
@@ -85,8 +85,8 @@ async def _load(core: Core, partition: Partition, ids: Sequence[str], now_s: flo
         nodes.append(node)
         if node.state in (RequestState.QUEUED, RequestState.RUNNING):
             dispatched.append((node, engine or "", fence or ""))
-    variables = dict.fromkeys(v.id for node in nodes for v in (*node.inputs, node.output))
-    found = await _read(partition, [partition.keys.variable(v) for v in variables], _VARIABLE_FIELDS)
+    variables = list(dict.fromkeys(v.id for node in nodes for v in (*node.inputs, node.output)))
+    found = await reader.variable_fields(variables, _VARIABLE_FIELDS)
     for variable_id, (state, digest, size_bytes, objective) in zip(variables, found, strict=True):
         if state == VariableState.READY:
             core.resolve(variable_id, digest or "", int(size_bytes or 0))
@@ -95,20 +95,3 @@ async def _load(core: Core, partition: Partition, ids: Sequence[str], now_s: flo
     for node, engine_id, its_fence in dispatched:
         core.adopt(node, engine_id, its_fence)
     return nodes
-
-
-async def _read(partition: Partition, keys: Sequence[str], fields: list[str]) -> list[list[str | None]]:
-    """Return ``fields`` of the hash at each of ``keys``, None where one is missing."""
-    found: list[list[str | None]] = []
-    for start in range(0, len(keys), PIPELINE):
-        part = keys[start : start + PIPELINE]
-
-        async def run(part: Sequence[str] = part) -> list[Any]:
-            async with partition.redis.pipeline(transaction=False) as pipe:
-                for key in part:
-                    pipe.hmget(key, fields)
-                answers: list[Any] = await pipe.execute()
-                return answers
-
-        found += await partition.robust(run)
-    return found

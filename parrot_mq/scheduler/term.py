@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.couriers import ObjectiveCourier, TemplateCourier
+from parrot_mq.scheduler.couriers import LaneCourier, ObjectiveCourier, TemplateCourier
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
 from parrot_mq.scheduler.imports import Imports
@@ -46,6 +46,7 @@ class Term:
         self._imports = Imports(store, over, now_s, settings.reap_interval_s)
         self._templates = TemplateCourier(core, stores, over)
         self._objectives = ObjectiveCourier(core, stores, over)
+        self._lanes = LaneCourier(core, stores, over)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -66,6 +67,7 @@ class Term:
                 self._imports,
                 self._templates,
                 self._objectives,
+                self._lanes,
             ]
             for loop in loops:
                 tasks.create_task(self._until(loop.run()), name=f"scheduler-{type(loop).__name__}")
@@ -87,6 +89,7 @@ class Term:
                 self._imports.bell,
                 self._templates.bell,
                 self._objectives.bell,
+                self._lanes.bell,
             ):
                 bell.ring()
 
@@ -115,6 +118,10 @@ class Term:
     def upgraded(self) -> None:
         """Wake the courier of objectives."""
         self._objectives.bell.ring()
+
+    def lanes(self) -> None:
+        """Wake the courier of lanes."""
+        self._lanes.bell.ring()
 
     def templates(self) -> None:
         """Wake the courier of templates."""

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-import orjson
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
@@ -15,6 +14,7 @@ from parrot_mq.keys import ENGINES, GROUP
 from parrot_mq.messages import EngineRecord, FunctionRecord
 from parrot_mq.store.answers import checked
 from parrot_mq.store.cluster import moved_to
+from parrot_mq.store.completion import Completion, complete_many
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Assignment, Claim, Control, InputValue, Usage, Value
@@ -28,31 +28,54 @@ class Renewal:
     cancelled: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Completion:
-    """What ``complete`` writes: ``value`` for the variable ``output``, and ``raw``, the text before the transform."""
+def _assignment(entry_id: str, fields: dict[str, str]) -> Assignment:
+    request, fence = fields["request"], fields["fence"]
+    offer = None
+    if "spec" in fields:
+        inputs = [
+            InputValue(vid, fields[f"text:{i}"], "", _ids(fields.get(f"ids:{i}", "")), fields.get(f"by:{i}", ""))
+            for i, vid in enumerate(fields["inputs"].split(), 1)
+        ]
+        offer = Claim(
+            request=request,
+            fence=fence,
+            attempt=int(fields["attempt"]),
+            session=fields["session"],
+            tenant=fields["tenant"],
+            spec_json=fields["spec"],
+            inputs=tuple(inputs),
+            streamed=False,
+        )
+    return Assignment(entry_id, request, fence, fields.get("plan", "{}"), offer)
 
-    request: str
-    fence: str
-    output: str
-    value: Value
-    usage: Usage
-    raw: Value | None = None
 
-    def to_args(self) -> list[str | int]:
-        """Return the script's arguments."""
-        value, raw = self.value, self.raw
-        args: list[str | int] = [self.request, self.fence, value.inline, value.fence, value.size_bytes, value.digest]
-        args += [value.tokens_text, value.tokens_by, orjson.dumps(self.usage).decode()]
-        return args if raw is None else [*args, "1", raw.inline, raw.fence]
+def _claim(assignment: Assignment, answer: list[Any]) -> Claim | None:
+    if not answer:
+        return None
+    attempt, streamed, published, *whole = answer
+    if assignment.offer is not None:
+        return dataclasses.replace(
+            assignment.offer, attempt=int(attempt), streamed=streamed == "1", published_ids=_ids(published)
+        )
+    session, tenant, spec, inputs = whole
+    return Claim(
+        request=assignment.request,
+        fence=assignment.fence,
+        attempt=int(attempt),
+        session=session,
+        tenant=tenant,
+        spec_json=spec,
+        inputs=tuple(
+            InputValue(vid, None if reference else text, reference, _ids(ids), tokens_by)
+            for vid, text, reference, ids, tokens_by in inputs
+        ),
+        streamed=streamed == "1",
+        published_ids=_ids(published),
+    )
 
 
-def _refusal(answer: list[Any]) -> StoreError | None:
-    try:
-        checked(answer)
-    except StoreError as error:
-        return error
-    return None
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
 
 
 class EngineStore:
@@ -137,7 +160,7 @@ class EngineStore:
         assignments, others = [], []
         for entry_id, fields in entries:
             if fields and "request" in fields:
-                assignments.append(Assignment(entry_id, fields["request"], fields["fence"], fields.get("plan", "{}")))
+                assignments.append(_assignment(entry_id, fields))
             else:
                 others.append(entry_id)
         if others:
@@ -162,35 +185,10 @@ class EngineStore:
         """
         args: list[str] = [engine_id, GROUP]
         for assignment in assignments:
-            args += [assignment.entry_id, assignment.request, assignment.fence]
-        answer = checked(await self.partition.call("start", *args))
-        return [self._claim(item) for item in answer[0]]
-
-    @staticmethod
-    def _claim(item: list[Any]) -> Claim | None:
-        if len(item) < 2:
-            return None
-        request, fence, attempt, session, tenant, spec, streamed, published, inputs = item
-        return Claim(
-            request=request,
-            fence=fence,
-            attempt=int(attempt),
-            session=session,
-            tenant=tenant,
-            spec_json=spec,
-            inputs=tuple(
-                InputValue(
-                    id=vid,
-                    text=None if reference else text,
-                    reference=reference,
-                    token_ids=tuple(map(int, ids.split())),
-                    tokens_by=tokens_by,
-                )
-                for vid, text, reference, ids, tokens_by in inputs
-            ),
-            streamed=streamed == "1",
-            published_ids=tuple(map(int, published.split())),
-        )
+            offered = "1" if assignment.offer is not None else ""
+            args += [assignment.entry_id, assignment.request, assignment.fence, offered]
+        (answers,) = checked(await self.partition.call("start", *args))
+        return [_claim(assignment, answer) for assignment, answer in zip(assignments, answers, strict=True)]
 
     async def fetch(self, reference: str) -> str | None:
         """Return the large value at the key ``reference``, None if it has been deleted."""
@@ -235,13 +233,8 @@ class EngineStore:
             raise error
 
     async def complete_many(self, completions: Sequence[Completion]) -> list[StoreError | None]:
-        """``complete`` several requests in one round trip; returns what each would have raised, None where nothing."""
-        for done in completions:
-            await self.partition.stage(done.output, done.value)
-            if done.raw is not None:
-                await self.partition.stage(done.output, done.raw, raw=True)
-        answers = await self.partition.call_many("complete", [done.to_args() for done in completions])
-        return [_refusal(answer) for answer in answers]
+        """``complete`` several in few calls; returns what each would have raised, None where nothing."""
+        return await complete_many(self.partition, completions)
 
     async def fail(self, request: str, fence: str, error: ErrorRecord, *, retry: bool) -> None:
         """Report that an attempt failed: with ``retry`` it is run again after a back-off until its attempts are used

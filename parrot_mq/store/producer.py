@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from parrot_mq.keys import partition_of
 from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec, VariableState
@@ -13,7 +12,7 @@ from parrot_mq.store.partition import Partition
 from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import NewVariable, Value
 
-BATCH_IDS = 100
+BATCH_IDS = 64
 """Ids in one call of a script that walks over ids."""
 
 
@@ -65,7 +64,17 @@ class ProducerStore:
         for spec, inputs in requests:
             text = spec.to_json()
             digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-            args += [spec.id, spec.call, spec.function_name, spec.output, text, digest, len(inputs), *inputs]
+            args += [
+                spec.id,
+                spec.call,
+                spec.function_name,
+                spec.model,
+                spec.output,
+                text,
+                digest,
+                len(inputs),
+                *inputs,
+            ]
         checked(await self.partition.call("submit", *args))
 
     async def discard(self, batch: str, request_ids: Sequence[str], variable_ids: Sequence[str]) -> None:
@@ -93,16 +102,20 @@ class ProducerStore:
         """State an objective for a variable (the strictest one stated so far holds) and, with ``stream``, that its
         output is to be streamed. Returns False for an unknown id.
         """
-        answer: list[Any] = await self.partition.call(
-            "want", variable_id, *_statement(objective), "1" if stream else ""
+        (states,) = checked(
+            await self.partition.call("want", variable_id, *_statement(objective), "1" if stream else "")
         )
-        return bool(answer[0] == "ok")
+        return bool(states[0])
 
     async def wants(self, items: Sequence[tuple[str, Objective | None]]) -> list[VariableState | None]:
-        """State objectives of many variables in one round trip; return the variables' states, None for unknown ones."""
-        calls = [(variable_id, *_statement(objective), "") for variable_id, objective in items]
-        answers = await self.partition.call_many("want", calls)
-        return [VariableState(answer[1]) if answer[0] == "ok" else None for answer in answers]
+        """State objectives of many variables; return the variables' states, None for unknown ones."""
+        states: list[VariableState | None] = []
+        for start in range(0, len(items), BATCH_IDS):
+            part = items[start : start + BATCH_IDS]
+            args = [arg for variable_id, objective in part for arg in (variable_id, *_statement(objective), "")]
+            (answers,) = checked(await self.partition.call("want", *args))
+            states += [VariableState(state) if state else None for state in answers]
+        return states
 
     async def cancel_requests(self, request_ids: Sequence[str], reason: str = "cancelled by the application") -> int:
         """Cancel requests that are not finished; returns how many were. Their outputs, and all downstream, get a

@@ -68,6 +68,16 @@ class VariableRecord:
         )
 
 
+@dataclasses.dataclass(slots=True)
+class Outcome:
+    """Of a variable only what its readers want: ``value`` where it is ready, ``error`` where it failed."""
+
+    id: str
+    state: VariableState
+    value: str | None
+    error: ErrorRecord | None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestRecord:
     """A request as it stands in ``..req:<rid>``; ``spec_json`` is empty once it is finished."""
@@ -185,19 +195,6 @@ class NewVariable:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Assignment:
-    """An entry of an engine's queue: run request ``request`` under ``fence``.
-
-    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``).
-    """
-
-    entry_id: str
-    request: str
-    fence: str
-    plan_json: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class InputValue:
     """A resolved input of a claimed request. ``text`` None: large, to be fetched from the key ``reference``."""
 
@@ -224,6 +221,30 @@ class Claim:
     inputs: tuple[InputValue, ...]
     streamed: bool
     published_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Assignment:
+    """An entry of an engine's queue: run request ``request`` under ``fence``.
+
+    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``). ``offer`` is what the
+    claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way, and must
+    write nothing before that is answered. None if the request is large, or streamed.
+    """
+
+    entry_id: str
+    request: str
+    fence: str
+    plan_json: str
+    offer: Claim | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lane:
+    """An engine that requests of some model may be given without asking, and how many."""
+
+    engine: str
+    credits: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
@@ -13,7 +13,7 @@ from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.reader import Reader
-from parrot_mq.store.records import DispatchItem, Value
+from parrot_mq.store.records import DispatchItem, Lane, Value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,14 +23,15 @@ class IntakeEntry:
     Kinds and their fields (lists are space-separated; ``id:rev`` pairs carry the object's revision):
 
     - ``submitted``: session, tenant, batch, last, specs (JSON list), states (``rid:rev:state`` ...), inputs (resolved
-      inputs, ``vid:digest:bytes`` ...), objectives (lines ``vid JSON``: outputs that had one before their producer)
-    - ``resolved``: variable, rev, digest, bytes, error (kind, or empty), request (``rid:rev`` that is finished by it,
-      or empty), ready (``rid:rev`` ...), dead (``rid:rev`` ... that errored with it), usage (JSON, of a completion)
-    - ``ready``: ready (``rid:rev`` ... that became ready or were given back), dead (``rid:rev`` ... that failed)
+      inputs, ``vid:digest:bytes`` ...), objectives (lines ``vid JSON``: of outputs that had one before their producer)
+    - ``resolved``: variables (``vid:digest:bytes`` ... that have a value now), done (``rid:rev:num_output_tokens`` ...
+      that made them), ready (``rid:rev`` ... that became ready by it)
+    - ``ready``: ready (``rid:rev`` ... that became ready or were given back), dead (``rid:rev`` ... that failed or were
+      cancelled)
     - ``released``: request, rev, state (waiting: in its back-off)
-    - ``cancelled``: requests (``rid:rev`` ...), ready, dead
-    - ``objective``: variable, rev, objective (JSON)
+    - ``objectives``: objectives (lines ``vid JSON``: stricter ones)
     - ``discarded``: requests (ids)
+    - ``dispatched``: engine, requests (``rid:rev:fence`` ... that went by a lane)
     - ``work``: the work stream has an entry
     - ``import``: variable (of another partition that a request here needs), tenant
     - ``outbox``: the outbox stream has an entry
@@ -77,6 +78,15 @@ class SchedulerStore:
             args += [item.request, item.engine, token, item.plan_json]
         return list(checked(await self.partition.call("dispatch", *args))[0])
 
+    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1) -> None:
+        """Make ``lanes`` (by model) the only ones, with the part of their credits that one of ``share`` partitions
+        gets, at least 1. Raises ``Fenced`` for an old epoch.
+        """
+        args: list[str | int] = [self.epoch]
+        for model, lane in lanes.items():
+            args += [model, lane.engine, max(1, lane.credits // share)]
+        checked(await self.partition.call("grant", *args))
+
     async def reject(self, request: str, error: ErrorRecord) -> None:
         """Fail a request that was never started (its model does not exist): it and everything downstream."""
         checked(await self.partition.call("reject", self.epoch, request, error.to_json()))
@@ -95,7 +105,7 @@ class SchedulerStore:
         return bool(int(dead)), bool(int(more))
 
     async def propagate(self) -> bool:
-        """Continue one large fan-out from the work stream; True: there is more."""
+        """Continue large fan-outs from the work stream; True: there is more."""
         return bool(int(checked(await self.partition.call("propagate", self.epoch))[0]))
 
     async def raise_epoch(self, epoch: int) -> int:

@@ -13,33 +13,37 @@ from parrot_mq.settings import StoreSettings
 PARTS: Mapping[str, tuple[str, ...]] = {
     "cancel": ("graph", "cancel"),
     "close_session": ("close_session",),
-    "complete": ("graph", "complete"),
+    "complete": ("graph", "inputs", "queue", "lane", "complete"),
     "control": ("control",),
     "delete_ids": ("graph", "delete_ids"),
     "discard": ("graph", "discard"),
-    "dispatch": ("dispatch",),
+    "dispatch": ("inputs", "queue", "dispatch"),
     "emit": ("emit",),
     "expired_sessions": ("expired_sessions",),
     "fail": ("graph", "fail"),
+    "grant": ("grant",),
     "heartbeat": ("heartbeat",),
     "import_variable": ("import_variable",),
     "leave": ("leave",),
     "open_session": ("open_session",),
     "propagate": ("graph", "propagate"),
     "raise_epoch": ("raise_epoch",),
+    "read": ("read",),
     "reap": ("graph", "reap"),
     "reap_engine": ("graph", "reap_engine"),
     "reject": ("graph", "reject"),
     "release": ("graph", "release"),
     "relayed": ("relayed",),
     "renew": ("renew",),
-    "set_variable": ("graph", "set_variable"),
-    "start": ("graph", "start"),
-    "submit": ("graph", "objective", "submit_validation", "submit"),
+    "set_variable": ("graph", "inputs", "queue", "lane", "set_variable"),
+    "start": ("graph", "inputs", "start"),
+    "submit": ("graph", "inputs", "queue", "lane", "objective", "submit_validation", "submit"),
     "want": ("objective", "want"),
 }
 """Every script with the files it is made of, after the prelude (each function costs time in every call)."""
 NAMES = tuple(PARTS)
+MAX_OFFER_INPUTS = 16
+"""A request with more inputs is not offered with its queue entry."""
 
 
 def _constants(settings: StoreSettings) -> str:
@@ -56,6 +60,8 @@ def _constants(settings: StoreSettings) -> str:
         "BACKOFF_MAX_MS": settings.backoff_max_s * 1000,
         "EVENTS_MAX": settings.events_max_len,
         "UNITS": settings.fanout_units,
+        "OFFER_BYTES": settings.offer_bytes,
+        "MAX_OFFER_INPUTS": MAX_OFFER_INPUTS,
     }
     lines = [f"local {name} = {round(value)}\n" for name, value in values.items()]
     return "".join(lines) + f"local GROUP = '{GROUP}'\n"

@@ -107,10 +107,14 @@ class Waiters:
             else:
                 self._wake_all()
         elif message["type"] == "message":
-            for event in self._events.get(message["data"], ()):
+            self._wake(message["data"])
+
+    def _wake(self, message: str) -> None:
+        for variable_id in message.split():
+            for event in self._events.get(variable_id, ()):
                 event.set()
             if self._listener is not None:
-                self._listener(message["data"])
+                self._listener(variable_id)
 
     async def _subscribe_anew(self) -> None:
         async with self._lock:

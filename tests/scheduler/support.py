@@ -31,8 +31,8 @@ from parrot_mq.store import EngineStore, ProducerStore, Reader, Store, encode_va
 from parrot_mq.store.engine import deregister, register
 from parrot_mq.store.records import Assignment, Claim, NewVariable, Usage, VariableRecord
 
-QUICK = SchedulerSettings(leader_ttl_s=0.6, engine_poll_s=0.05, reap_interval_s=0.05, model_grace_s=0.3)
-"""Settings under which tests need not wait."""
+QUICK = SchedulerSettings(leader_ttl_s=0.6, engine_poll_s=0.05, reap_interval_s=0.05, model_grace_s=0.3, lane_credits=0)
+"""Settings under which tests need not wait, and each dispatch is the scheduler's."""
 
 
 def function(num_inputs: int, name: str = "join") -> FunctionRecord:

@@ -32,14 +32,10 @@ def submitted(*requests: tuple[str, tuple[str, ...], str], last: str = "1", **fi
     )  # fmt: skip
 
 
-def done(name: str, *, rev: int = 4, ready: str = "", **fields: str) -> IntakeEntry:
+def done(name: str, *, rev: int = 4, ready: str = "", num_output_tokens: int = 0) -> IntakeEntry:
     return entry(
-        "resolved",
-        **{
-            "variable": f"0-v-{name}", "rev": "1", "digest": "d" + name, "bytes": "7", "error": "",
-            "request": f"0-r-{name}:{rev}", "ready": ready, "dead": "", **fields,
-        },
-    )  # fmt: skip
+        "resolved", variables=f"0-v-{name}:d{name}:7", done=f"0-r-{name}:{rev}:{num_output_tokens}", ready=ready
+    )
 
 
 def apply(core: Core, *entries: IntakeEntry) -> None:
@@ -130,14 +126,13 @@ def test_a_request_in_its_back_off_waits() -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        entry("cancelled", requests="0-r-a:2 0-r-b:2", ready="", dead="0-r-a:2 0-r-b:2"),
         entry("discarded", requests="0-r-a 0-r-b"),
         entry("ready", ready="", dead="0-r-a:2 0-r-b:2"),
-        done("a", rev=2, error="1", digest="", bytes="0", dead="0-r-a:2 0-r-b:2"),
+        entry("resolved", variables="0-v-a:da:7 0-v-b:db:7", done="0-r-a:4:1 0-r-b:4:1", ready=""),
     ],
-    ids=["cancelled", "discarded", "rejected", "failed"],
+    ids=["discarded", "failed", "done"],
 )
-def test_whatever_ends_a_request_takes_it_out(end: IntakeEntry) -> None:
+def test_whatever_ends_requests_takes_them_out(end: IntakeEntry) -> None:
     core = core_with()
     apply(core, submitted(("a", (), "ready"), ("b", ("a",), "waiting")), end, end)
     assert core.graph.requests == {}
@@ -181,8 +176,7 @@ def test_an_objective_reorders_what_waits() -> None:
     apply(core, submitted(("a", (), "ready"), ("b", (), "ready"), ("c", (), "ready")))
     apply(
         core,
-        entry("objective", variable="0-v-a", rev="1", objective=THROUGHPUT.to_json()),
-        entry("objective", variable="0-v-c", rev="1", objective=LATENCY.to_json()),
+        entry("objectives", objectives=f"0-v-a {THROUGHPUT.to_json()}\n0-v-c {LATENCY.to_json()}"),
     )
     core.decide(0.0)
     assert core.graph.requests["0-r-c"].engine == "e0"
@@ -203,7 +197,7 @@ def test_engines_are_told_only_what_they_do_not_take_for_granted() -> None:
 def test_output_lengths_are_learned_from_completions() -> None:
     core = core_with()
     apply(core, submitted(("a", (), "ready"), ("b", (), "ready")))
-    apply(core, done("a", usage='{"num_output_tokens": 16}'))
+    apply(core, done("a", num_output_tokens=16))
     assert core.lengths.expected(core.graph.requests["0-r-b"]) == 20
 
 

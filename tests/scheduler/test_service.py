@@ -171,7 +171,7 @@ async def test_an_unreadable_hint_is_passed_over(
     await app.submit()
     await app.get(before)  # the intake is being read
     await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "submitted", "batch": "b"})
-    await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "resolved", "variable": "x", "digest": "", "bytes": "y"})
+    await shell_store.client.xadd("pmq:{p0}:intake", {"kind": "resolved", "variables": "x::y"})
     end = app.call([app.value("x")])
     await app.submit()
     assert (await app.get(end)).value == "x"

@@ -257,7 +257,8 @@ async def test_a_crowd_of_waiters(session: P.Session, service: FakeService) -> N
 async def hinted(store: Store) -> list[str]:
     """Return the objectives that the scheduler was told about on their own, after the submit."""
     entries = await SchedulerStore(store.partitions[0]).read_intake("0", block_ms=None)
-    return [entry.fields["variable"] for entry in entries if entry.kind == "objective"]
+    told = [entry.fields["objectives"] for entry in entries if entry.kind == "objectives"]
+    return [line.partition(" ")[0] for lines in told for line in lines.splitlines()]
 
 
 async def test_an_objective_goes_out_with_the_submit(

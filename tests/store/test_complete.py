@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import orjson
 import pytest
 
 from parrot_mq.errors import Fenced, StoreError
 from parrot_mq.store import encode_value
+from parrot_mq.store.completion import MAX_COMPLETIONS, Completion
 from parrot_mq.store.records import Usage
 from tests.store.lab import Lab
 
@@ -33,9 +35,7 @@ async def test_the_output_is_set_and_the_request_is_finished(lab: Lab) -> None:
     assert await lab.reader.live() == []
     assert await lab.redis.exists(lab.keys.leases) == 0
     (hint,) = await lab.hints("resolved")
-    assert (hint["variable"], hint["request"], hint["error"]) == (output, f"{request}:4", "")
-    assert (hint["rev"], hint["digest"], hint["bytes"]) == ("1", value.digest, "4")
-    assert orjson.loads(hint["usage"])["finish"] == "stop"
+    assert (hint["variables"], hint["done"], hint["ready"]) == (f"{output}:{value.digest}:4", f"{request}:4:2", "")
 
 
 async def test_consumers_become_ready_with_it(lab: Lab) -> None:
@@ -70,6 +70,53 @@ async def test_readers_are_woken_on_both_channels(lab: Lab) -> None:
                 if message:
                     assert message["data"] == output
                     heard.add(message["channel"])
+
+
+async def test_several_are_completed_in_one_call_each_by_itself(lab: Lab) -> None:
+    """Two that are ours, one of them twice, between one that was cancelled and one whose staged value is lost."""
+    session = await lab.session()
+    pairs = [await lab.one(session) for _ in range(4)]
+    claims = [await lab.start(request) for request, _ in pairs]
+    await lab.producer.cancel_requests([pairs[1][0]])
+    await lab.redis.delete(lab.keys.intake, lab.keys.events)
+    values = [encode_value(text, lab.partition.settings, c.fence) for text, c in zip("abcd", claims, strict=True)]
+    values[2] = dataclasses.replace(values[2], fence="lost")
+    work = [
+        Completion(claim.request, claim.fence, output, value, Usage(num_output_tokens=number))
+        for number, (claim, (_, output), value) in enumerate(zip(claims, pairs, values, strict=True))
+    ]
+    lab.partition.stage = _never  # type: ignore[method-assign]
+    try:
+        refusals = await lab.engine.complete_many([*work, work[0]])
+        again = await lab.engine.complete_many([work[3], work[0]])
+    finally:
+        del lab.partition.stage
+    assert [type(refusal) for refusal in refusals] == [type(None), Fenced, StoreError, type(None), type(None)]
+    assert again == [None, None]
+    assert await lab.states([request for request, _ in pairs]) == ["done", "cancelled", "running", "done"]
+    assert [await lab.text(output) for _, output in pairs] == ["a", None, None, "d"]
+    assert await lab.live(session) == 1
+    assert await lab.reader.live() == [pairs[2][0]]
+    (hint,) = await lab.hints()
+    done = [(pairs[0][0], 0), (pairs[3][0], 3)]
+    assert hint["done"] == " ".join(f"{request}:4:{tokens}" for request, tokens in done)
+    ((_, event),) = await lab.redis.xrange(lab.keys.events)
+    assert (event["event"], event["id"].split(), event["engine"]) == ("done", [request for request, _ in done], "e1")
+
+
+async def test_more_than_a_call_takes_are_completed(lab: Lab) -> None:
+    session = await lab.session()
+    given = lab.variable("x")
+    outputs = [lab.variable() for _ in range(2 * MAX_COMPLETIONS + 1)]
+    requests = [lab.request([given], output) for output in outputs]
+    await lab.submit(session, [given, *outputs], requests)
+    work = []
+    for output, (spec, _) in zip(outputs, requests, strict=True):
+        claim = await lab.start(spec.id)
+        work.append(Completion(spec.id, claim.fence, output.id, lab.value(spec.id), Usage()))
+    assert await lab.engine.complete_many(work) == [None] * len(work)
+    assert [o and o.value for o in await lab.reader.outcomes([v.id for v in outputs])] == [c.request for c in work]
+    assert len(await lab.hints("resolved")) == 3
 
 
 @pytest.mark.parametrize("size", [4, 40_000])
@@ -138,10 +185,12 @@ async def test_a_staged_value_that_is_gone_is_an_error(lab: Lab, lost: str) -> N
     claim = await lab.start(request)
     fences = (claim.fence, "") if lost == "value" else ("", claim.fence)
     before = await lab.snapshot()
-    answer = await lab.partition.call(
-        "complete", request, claim.fence, "", fences[0], 9, "d", "", "", "{}", "1", "", fences[1]
-    )
-    assert answer[1:3] == ["StagedValueLost", output]
+    (answers,) = (
+        await lab.partition.call(
+            "complete", request, claim.fence, "", fences[0], 9, "d", "", "", "{}", 0, "1", "", fences[1]
+        )
+    )[1:]
+    assert answers[0][1:3] == ["StagedValueLost", output]
     assert await lab.snapshot() == before
 
 

@@ -93,6 +93,6 @@ async def test_many_are_taken_back_in_parts(lab: Lab) -> None:
     requests = [lab.request([given], output) for output in outputs]
     await lab.submit(session, [given, *outputs], requests, batch="b")
     await lab.producer.discard("b", [spec.id for spec, _ in requests], [given.id, *(o.id for o in outputs)])
-    assert len(await lab.hints("discarded")) == 5
+    assert len(await lab.hints("discarded")) == 8
     assert await lab.reader.live() == []
     assert await lab.reader.session_ids(session) == []

@@ -69,8 +69,9 @@ async def test_without_retry_it_fails_at_once(lab: Lab) -> None:
     claim = await lab.start(request)
     await lab.engine.fail(request, claim.fence, FAILURE, retry=False)
     assert await lab.state(request) == "dead"
-    (hint,) = await lab.hints("resolved")
-    assert (hint["variable"], hint["rev"], hint["error"], hint["request"]) == (output, "1", "1", f"{request}:4")
+    assert (await lab.error(output)).request == FAILURE.request
+    (hint,) = await lab.hints("ready")
+    assert (hint["ready"], hint["dead"]) == ("", f"{request}:4")
     assert await lab.redis.xlen(lab.keys.dead) == 1
     assert await lab.redis.xlen(lab.keys.engine_control("e1")) == 0  # the engine need not be told
 
@@ -133,7 +134,7 @@ async def test_everything_downstream_gets_the_error(lab: Lab) -> None:
     claim = await small.start(requests[0])
     await small.engine.fail(requests[0], claim.fence, FAILURE, retry=False)
     assert await small.state(requests[-1]) == "waiting"
-    assert await small.propagate() == 7
+    assert await small.propagate() == 14
     assert await small.states(requests) == ["dead"] * 60
     assert await small.error(outputs[-1]) == FAILURE
     assert await small.live(session) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parrot_mq.store import SchedulerStore
-from tests.store.lab import Lab
+from tests.store.lab import FAILURE, Lab
 
 
 async def fan_out(lab: Lab, session: str, count: int) -> tuple[str, list[str]]:
@@ -50,11 +50,27 @@ async def test_a_fan_out_of_an_error(lab: Lab) -> None:
     session = await small.session()
     source, requests = await fan_out(small, session, 300)
     await small.producer.cancel_variable(source)
+    assert (await small.states(requests)).count("dead") == 32  # who dies costs twice what a value costs
+    await small.scheduler.propagate()
     assert (await small.states(requests)).count("dead") == 64
     await small.propagate()
     assert set(await small.states(requests)) == {"dead"}
     assert sorted(told(await small.hints(), "dead")) == sorted(requests)
     assert await small.live(session) == 0
+
+
+async def test_small_rests_are_served_together(lab: Lab) -> None:
+    """Many variables fail at once, each with one reader left: as many steps as the work takes, not one for each."""
+    small = lab.under(fanout_units=64)
+    session = await small.session()
+    sources, outputs = [small.variable() for _ in range(80)], [small.variable() for _ in range(80)]
+    requests = [small.request([source], output) for source, output in zip(sources, outputs, strict=True)]
+    await small.submit(session, [*sources, *outputs], requests)
+    for source in sources:
+        await small.redis.hset(small.keys.variable(source.id), mapping={"state": "error", "error": FAILURE.to_json()})
+        await small.redis.xadd(small.keys.work, {"variable": source.id})
+    assert await small.propagate() == 3
+    assert set(await small.states([spec.id for spec, _ in requests])) == {"dead"}
 
 
 async def test_a_new_leader_goes_on_where_the_old_one_died(lab: Lab) -> None:

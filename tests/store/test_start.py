@@ -145,7 +145,8 @@ async def test_a_retry_is_told_what_was_published(lab: Lab) -> None:
 
 
 async def test_an_input_that_was_deleted_is_an_error_not_an_empty_prompt(lab: Lab) -> None:
-    given, output, last = lab.variable("x"), lab.variable(), lab.variable()
+    too_large_to_be_offered = "x" * (lab.partition.settings.offer_bytes + 1)
+    given, output, last = lab.variable(too_large_to_be_offered), lab.variable(), lab.variable()
     first = await lab.session()
     await lab.submit(first, [given])
     second = await lab.session()

@@ -114,7 +114,7 @@ async def test_a_variable_made_before_gets_its_value_from_a_submit(lab: Lab) -> 
     assert await lab.text(given.id) == "late"
     assert await lab.state(waiting[0].id) == "ready"
     (resolved,) = await lab.hints("resolved")
-    assert (resolved["variable"], resolved["rev"], resolved["bytes"]) == (given.id, "1", "4")
+    assert resolved["variables"] == f"{given.id}:{lab.value('late').digest}:4"
     assert (await lab.hints("ready"))[-1]["ready"] == f"{waiting[0].id}:2"
 
 

@@ -126,6 +126,18 @@ async def test_states_are_read_without_values(lab: Lab) -> None:
     assert await lab.reader.variables([]) == []
 
 
+async def test_outcomes_are_read_without_the_rest(lab: Lab) -> None:
+    pending, given, large, failed = lab.variable(), lab.variable("x"), lab.variable("y" * 40_000), lab.variable()
+    await lab.submit(await lab.session(), [pending, given, large, failed])
+    await lab.producer.cancel_variable(failed.id, "not needed")
+    *found, unknown = await lab.reader.outcomes([pending.id, given.id, large.id, failed.id, lab.id("v")])
+    assert unknown is None
+    assert [o and (o.state, o.value) for o in found] == [
+        ("pending", None), ("ready", "x"), ("ready", "y" * 40_000), ("error", None),
+    ]  # fmt: skip
+    assert [o and o.error and o.error.message for o in found] == [None, None, None, "not needed"]
+
+
 async def test_unknown(lab: Lab) -> None:
     variable = lab.id("v")
     before = await lab.snapshot()
@@ -171,8 +183,8 @@ async def test_waiting_requests_and_readers_learn_of_it(lab: Lab) -> None:
                     heard.add(message["channel"])
     assert heard == set(channels)
     (hint,) = await lab.hints("resolved")
-    assert hint["ready"] == f"{request[0].id}:2"
-    assert (hint["variable"], hint["rev"], hint["error"], hint["bytes"]) == (given.id, "1", "", "2")
+    assert (hint["ready"], hint["done"]) == (f"{request[0].id}:2", "")
+    assert hint["variables"] == f"{given.id}:{lab.value('go').digest}:2"
 
 
 # The codec

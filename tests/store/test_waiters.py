@@ -46,6 +46,17 @@ async def test_whoever_watches_is_woken(lab: Lab) -> None:
             assert not elsewhere.is_set()
 
 
+async def test_one_message_wakes_the_waiters_of_many(lab: Lab) -> None:
+    session = await lab.session()
+    _, outputs = await lab.chain(session, 3)
+    async with waiting(lab) as waiters:
+        await waiters.subscribe([lab.keys.session_channel(session)])
+        with waiters.watching(outputs[1]) as first, waiters.watching(outputs[2]) as second:
+            await lab.producer.cancel_variable(outputs[1])
+            await woken(first)
+            await woken(second)
+
+
 async def test_a_foreign_reader_listens_to_the_variable(lab: Lab) -> None:
     given = lab.variable()
     await lab.submit(await lab.session(), [given])

@@ -33,7 +33,9 @@ async def test_the_strictest_holds(lab: Lab, first: int) -> None:
     for other in ORDER:
         assert await lab.producer.want(variable, other)
     assert await objective(lab, variable) == LATENCY
-    hints = [Objective.from_json(hint["objective"]) for hint in await lab.hints("objective")]
+    lines = [hint["objectives"].split(" ", 1) for hint in await lab.hints("objectives")]
+    assert {vid for vid, _ in lines} == {variable}
+    hints = [Objective.from_json(text) for _, text in lines]
     assert hints[0] == ORDER[first]
     assert all(one.strictness < two.strictness for one, two in itertools.pairwise(hints))
     assert hints[-1] == LATENCY
@@ -64,7 +66,7 @@ async def test_the_nearer_deadline_is_the_stricter(lab: Lab) -> None:
     found = await objective(lab, variable)
     assert found is not None
     assert found.kind is ObjectiveKind.DEADLINE
-    assert len(await lab.hints("objective")) == 2
+    assert len(await lab.hints("objectives")) == 2
 
 
 async def test_unknown(lab: Lab) -> None:
@@ -146,7 +148,7 @@ async def test_a_submit_carries_objectives(lab: Lab) -> None:
     assert await lab.redis.hget(lab.keys.variable(due.id), "strictness") == str(found.strictness)
     hinted = [line.split(" ", 1) for hint in await lab.hints("submitted") for line in hint["objectives"].splitlines()]
     assert {vid: Objective.from_json(text) for vid, text in hinted} == {wanted.id: TTFT, due.id: found}
-    assert await lab.hints("objective") == []
+    assert await lab.hints("objectives") == []
 
 
 async def test_an_objective_of_a_submit_can_be_surpassed(lab: Lab) -> None:

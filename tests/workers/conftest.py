@@ -56,6 +56,8 @@ class GatedEngine(SimEngine):
         super().__init__(cost=CostModel(0, 0, 0), **options)
         self._permits = threading.Semaphore(0)
         self.added: list[SequenceInput] = []
+        self.aborted: list[str] = []
+        self.num_finished = 0
 
     def permit(self, steps: int = 1_000_000) -> None:
         """Allow so many more steps (to the end, unless said)."""
@@ -65,9 +67,15 @@ class GatedEngine(SimEngine):
         self.added.append(sequence)
         super().add(sequence)
 
+    def abort(self, sequence_id: str) -> None:
+        self.aborted.append(sequence_id)
+        super().abort(sequence_id)
+
     def step(self) -> list[SequenceOutput]:
         assert self._permits.acquire(timeout=PATIENCE_S), "the test has forgotten this engine"
-        return super().step()
+        outputs = super().step()
+        self.num_finished += sum(output.finish is not None for output in outputs)
+        return outputs
 
     def close(self) -> None:
         self.permit()

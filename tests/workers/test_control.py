@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from parrot_mq.settings import StoreSettings
 from parrot_mq.store import EngineStore
 
 PATIENCE_S = 30.0
@@ -111,7 +112,7 @@ async def test_an_unknown_control_message_is_logged_and_ignored(
 
 
 async def test_a_cancellation_that_overtakes_the_claim_is_obeyed(
-    desk: Any, open_store: Any, working: Any, gated: Any, monkeypatch: pytest.MonkeyPatch
+    make_desk: Any, open_store: Any, working: Any, gated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer of ``start`` is on its way when the request is cancelled, or its stream asked for."""
     start, held, engine = EngineStore.start, asyncio.Event(), gated()
@@ -122,7 +123,12 @@ async def test_a_cancellation_that_overtakes_the_claim_is_obeyed(
         return claims
 
     monkeypatch.setattr(EngineStore, "start", slow)
-    async with working(open_store, lambda: engine, renew_s=60.0) as worker:
+    without_offers = StoreSettings(offer_bytes=0)
+    async with (
+        await open_store(without_offers) as store,
+        working(open_store, lambda: engine, store=without_offers, renew_s=60.0) as worker,
+    ):
+        desk = make_desk(store)
         cancelled = await desk.ask("echo:never", dispatch_to=worker.engine_id)
         streamed = await desk.ask("echo:one two")
         await desk.until(cancelled, "running")

@@ -72,7 +72,16 @@ async def measure(url: str, check_s: float, work: Workload) -> Figures:
 def main() -> None:
     url, check_s, work = sys.argv[1], float(sys.argv[2]), Workload(**orjson.loads(sys.argv[3]))
     os.environ["BENCHMARK_REDIS_URL"] = url
-    worker = ["-m", "taskiq", "worker", "--workers", "1", "benchmarks.queue.systems.taskiq_jobs:broker"]
+    worker = [
+        "-m",
+        "taskiq",
+        "worker",
+        "--workers",
+        "1",
+        "--log-level",
+        "WARNING",
+        "benchmarks.queue.systems.taskiq_jobs:broker",
+    ]
     with serving([worker] * 2):
         figures = asyncio.run(measure(url, check_s, work))
     print(orjson.dumps(dataclasses.asdict(figures)).decode())

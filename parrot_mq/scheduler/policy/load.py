@@ -75,6 +75,18 @@ class EngineLoad:
         return 0 if self.record is None else max(0, self.record.max_num_seqs - len(self._charges))
 
     @property
+    def num_spare(self) -> int:
+        """How many requests it could be given unseen: half of its free slots, while at least half of its KV memory is
+        free too and no time per token was promised to anybody.
+        """
+        record = self.record
+        if record is None or self.suspended or self._bounds_ms:
+            return 0
+        if record.num_blocks and 2 * self._kv_tokens > record.num_blocks * record.block_size:
+            return 0
+        return (self.num_free_slots + 1) // 2
+
+    @property
     def room(self) -> int:
         """How many more requests it may be given now: free slots, and what should start within about two steps."""
         if self.record is None or self.suspended or self.record.state is not EngineState.READY:

@@ -14,5 +14,5 @@ for i = 3, #ARGV do
   if rid and kill(rid, 'cancelled', record(ARGV[1], ARGV[2], rid)) then count = count + 1 end
 end
 settle()
-if count > 0 then hint('cancelled', 'requests', joined(dead), 'ready', joined(ready), 'dead', joined(dead)) end
+hint_ready()
 return {'ok', count}

@@ -20,7 +20,7 @@ local function delete_variable(id)
   if v[1] == 'pending' then
     set_error(id, record('Expired', 'the session of variable ' .. id .. ' was deleted'))
   elseif redis.call('EXISTS', var .. ':wait') == 1 then
-    unserved[#unserved + 1] = id
+    serve_rest_of(id)
   end
   settle()
   if redis.call('EXISTS', var .. ':wait') == 1 then

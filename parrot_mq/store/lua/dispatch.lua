@@ -5,19 +5,13 @@ even_when_full()
 local fences, alive = {}, {}
 for i = 2, #ARGV, 4 do
   local rid, engine, token = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local answer = ''
-  if alive[engine] == nil then
-    alive[engine] = redis.call('EXISTS', eng_key(engine), eng_key(engine) .. ':q') == 2
-  end
-  local r = redis.call('HMGET', req_key(rid), 'state', 'fence', 'fences', 'rev')
+  if alive[engine] == nil then alive[engine] = is_engine(engine) end
+  local r, answer = to_be_queued(rid), ''
   if r[1] == 'ready' and alive[engine] then
-    local count = string.format('%d', tonumber(r[3] or 0) + 1)
-    answer = count .. '.' .. token
-    local entry = redis.call('XADD', eng_key(engine) .. ':q', '*', 'request', rid, 'fence', answer, 'plan', ARGV[i + 3])
-    redis.call('HSET', req_key(rid), 'state', 'queued', 'engine', engine, 'fence', answer, 'fences', count,
-      'entry', entry, 'queued_ms', now, 'rev', tonumber(r[4]) + 1)
-  elseif r[1] == 'queued' and token ~= '' and string.match(r[2], '%.(.*)$') == token then
-    answer = r[2]
+    answer = enqueue(rid, engine, token, ARGV[i + 3], unpack(r, 2))
+  elseif r[1] == 'queued' and token ~= '' then
+    local fence = redis.call('HGET', req_key(rid), 'fence')
+    if string.match(fence, '%.(.*)$') == token then answer = fence end
   end
   fences[#fences + 1] = answer
 end

@@ -23,6 +23,5 @@ if ARGV[4] == '1' and attempt < MAX_ATTEMPTS then
 end
 kill(rid, 'dead', ARGV[3], true)
 settle()
-hint('resolved', 'variable', r[4], 'rev', redis.call('HGET', var_key(r[4]), 'rev') or 0, 'digest', '', 'bytes', 0,
-  'error', '1', 'request', dead[1], 'ready', joined(ready), 'dead', joined(dead))
+hint_ready()
 return {'ok', 'dead'}

@@ -37,6 +37,11 @@ end
 
 local function joined(list) return table.concat(list, ' ') end
 
+-- A command on a key with any number of arguments.
+local function in_parts(command, key, list)
+  for i = 1, #list, 500 do redis.call(command, key, unpack(list, i, math.min(i + 499, #list))) end
+end
+
 -- A message for an engine, and an empty entry in its queue that wakes the blocking read.
 local function control(engine, kind, request, fence, text)
   if redis.call('EXISTS', eng_key(engine) .. ':q') == 0 then return end

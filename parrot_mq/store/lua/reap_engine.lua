@@ -9,7 +9,7 @@ for i = 3, #ARGV do
   local r = redis.call('HMGET', req_key(ARGV[i]), 'state', 'engine')
   if r[1] == 'running' and r[2] == engine then redeliver(ARGV[i]) end
 end
-local entries = redis.call('XRANGE', key .. ':q', '-', '+', 'COUNT', 100)
+local entries, ids = redis.call('XRANGE', key .. ':q', '-', '+', 'COUNT', 100), {}
 for _, entry in ipairs(entries) do
   local fields = {}
   for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
@@ -17,8 +17,9 @@ for _, entry in ipairs(entries) do
     local r = redis.call('HMGET', req_key(fields.request), 'state', 'fence')
     if r[1] == 'queued' and r[2] == fields.fence then undispatch(fields.request, engine) end
   end
-  redis.call('XDEL', key .. ':q', entry[1])
+  ids[#ids + 1] = entry[1]
 end
+in_parts('XDEL', key .. ':q', ids)
 if #entries < 100 then redis.call('DEL', key .. ':q', key .. ':c') end
 settle()
 hint_ready()

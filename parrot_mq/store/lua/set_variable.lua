@@ -16,9 +16,8 @@ end
 if old[3] then
   return err('AlreadyProduced', vid, 'variable ' .. vid .. ' has a producer (' .. old[3] .. '), it cannot be set by hand')
 end
-local rev
 if mode == 'error' then
-  rev = set_error(vid, text)
+  set_error(vid, text)
 else
   if not is_staged(vid, fence) then return staged_value_lost(vid) end
   local fields = value_fields(vid, text, fence, ARGV[5], digest)
@@ -26,10 +25,14 @@ else
     fields[#fields + 1], fields[#fields + 2] = 'token_ids', ARGV[7]
     fields[#fields + 1], fields[#fields + 2] = 'tokens_by', ARGV[8]
   end
-  rev = resolve(vid, to_be_resolved(vid), fields)
+  resolve(vid, to_be_resolved(vid), fields)
 end
 settle()
-hint('resolved', 'variable', vid, 'rev', rev, 'digest', digest, 'bytes', ARGV[5], 'error', (mode == 'error') and '1' or '',
-  'request', '', 'ready', joined(ready), 'dead', joined(dead))
+if mode == 'value' then
+  hint('resolved', 'variables', vid .. ':' .. digest .. ':' .. ARGV[5], 'done', '', 'ready', joined(ready))
+else
+  hint_ready()
+end
+by_lane(ready)
 event('set', vid)
 return {'ok', 'set'}

@@ -1,6 +1,6 @@
--- start(engine, group, (entry, request, fence)*): claims assignments and removes their stream entries.
--- Answers for each {} or {request, fence, attempt, session, tenant, spec, streamed, published ids, inputs}, where an
--- input is {id, text, reference, token_ids, tokens_by}.
+-- start(engine, group, (entry, request, fence, offered)*): claims assignments and removes their stream entries.
+-- Answers for each {} or {attempt, streamed, published ids}, and, unless `offered` is "1" (the queue's entry held it),
+-- also session, tenant, spec, inputs, where an input is {id, text, reference, token_ids, tokens_by}.
 local engine, group = ARGV[1], ARGV[2]
 local queue = eng_key(engine) .. ':q'
 
@@ -22,49 +22,49 @@ local function published(vid)
   return joined(ids)
 end
 
--- An input as the engine gets it; nil if it was deleted with its session.
-local function input_of(vid, call)
-  local v = redis.call('HMGET', var_key(vid), 'value', 'value_fence', 'token_ids', 'tokens_by', 'raw', 'raw_fence', 'raw_call')
-  if not v[1] and not v[2] then return nil end
-  -- Within one call the continuation sees the raw output.
-  if v[7] and v[7] == call then
-    if v[5] then return {vid, v[5], '', '', ''} end
-    return {vid, '', val_key(vid, v[6] .. '.raw'), '', ''}
+-- The inputs of a request, which is ended if one was deleted with its session (nil).
+local function inputs_of(rid, ids, call)
+  local inputs = {}
+  for i, vid in ipairs(words(ids)) do
+    inputs[i] = input_of(vid, call)
+    if not inputs[i] then
+      kill(rid, 'dead', record('Expired', 'input ' .. vid .. ' of request ' .. rid .. ' was deleted with its session', rid))
+      return nil
+    end
   end
-  return {vid, v[1] or '', v[2] and val_key(vid, v[2]) or '', v[3] or '', v[4] or ''}
+  return inputs
 end
 
 -- Takes the lease; answers the claim, or {} for what is not ours (any more) or cannot be run.
-local function claim(rid, fence)
+local function claim(rid, fence, offered)
   local key = req_key(rid)
-  local r = redis.call('HMGET', key, 'state', 'fence', 'session', 'tenant', 'spec', 'output', 'inputs', 'call', 'attempt',
-    'rev')
+  local r = redis.call('HMGET', key, 'state', 'fence', 'attempt', 'rev', 'output')
   if r[2] ~= fence or (r[1] ~= 'queued' and r[1] ~= 'running') then return {} end
-  local inputs = {}
-  for i, vid in ipairs(words(r[7])) do
-    inputs[i] = input_of(vid, r[8])
-    if not inputs[i] then
-      kill(rid, 'dead', record('Expired', 'input ' .. vid .. ' of request ' .. rid .. ' was deleted with its session', rid))
-      return {}
-    end
+  local answer = {'', '', ''}
+  if offered ~= '1' then
+    local whole = redis.call('HMGET', key, 'session', 'tenant', 'spec', 'inputs', 'call')
+    local inputs = inputs_of(rid, whole[4], whole[5])
+    if not inputs then return {} end
+    answer[4], answer[5], answer[6], answer[7] = whole[1], whole[2], whole[3], inputs
   end
-  local attempt = r[9]
+  answer[1] = r[3]
   if r[1] == 'queued' then
-    attempt = string.format('%d', tonumber(attempt) + 1)
-    redis.call('HSET', key, 'state', 'running', 'started_ms', now, 'attempt', attempt, 'rev', tonumber(r[10]) + 1)
+    answer[1] = string.format('%d', tonumber(r[3]) + 1)
+    redis.call('HSET', key, 'state', 'running', 'started_ms', now_ms, 'attempt', answer[1], 'rev', tonumber(r[4]) + 1)
     event('started', rid, 'engine', engine)
   end
   redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, rid)
-  local streamed = redis.call('HGET', var_key(r[6]), 'stream') or ''
-  return {rid, fence, attempt, r[3], r[4], r[5], streamed, (streamed == '1') and published(r[6]) or '', inputs}
+  if redis.call('HGET', var_key(r[5]), 'stream') == '1' then
+    answer[2], answer[3] = '1', published(r[5])
+  end
+  return answer
 end
 
-local claims = {}
-for i = 3, #ARGV, 3 do
-  redis.call('XACK', queue, group, ARGV[i])
-  redis.call('XDEL', queue, ARGV[i])
-  claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2])
-end
+local entries, claims = {}, {}
+for i = 3, #ARGV, 4 do entries[#entries + 1] = ARGV[i] end
+redis.call('XACK', queue, group, unpack(entries))  -- a write that takes no memory comes first: see even_when_full
+redis.call('XDEL', queue, unpack(entries))
+for i = 3, #ARGV, 4 do claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
 settle()
 hint_ready()
 return {'ok', claims}

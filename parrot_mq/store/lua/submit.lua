@@ -5,15 +5,14 @@ for _, f in ipairs(functions) do
   if redis.call('HSETNX', key, 'segments', f.segments) == 1 then redis.call('HSET', key, 'name', f.name) end
 end
 
-local ids, entries = {}, {}
+local ids, entries, set_late = {}, {}, {}
 
 local function apply_variable(v)
   local fact = facts[v.id]
   if v.known then
     if v.sets then
-      local rev = resolve(v.id, to_be_resolved(v.id), value_fields(v.id, v.text, v.fence, v.size, v.digest))
-      hint('resolved', 'variable', v.id, 'rev', rev, 'digest', v.digest, 'bytes', v.size, 'error', '', 'request', '',
-        'ready', '', 'dead', '')
+      resolve(v.id, to_be_resolved(v.id), value_fields(v.id, v.text, v.fence, v.size, v.digest))
+      set_late[#set_late + 1] = v.id .. ':' .. v.digest .. ':' .. v.size
     end
     return
   end
@@ -30,8 +29,8 @@ local function apply_variable(v)
     redis.call('HSET', var_key(v.id), 'session', sid, 'tenant', tenant, 'name', v.name, 'state', 'pending', 'rev', '0',
       'batch', batch, 'created_ms', now_ms)
   end
-  if v.objective[1] and not v.sets then
-    local objective, strictness = stated(unpack(v.objective))
+  if v.objective ~= '' and not v.sets then
+    local objective, strictness = stated(unpack(words(v.objective)))
     redis.call('HSET', var_key(v.id), 'objective', objective, 'strictness', strictness)
     fact.objective = objective
   end
@@ -48,7 +47,7 @@ local function apply_stub(vid)
   hint('import', 'variable', vid, 'tenant', tenant)
 end
 
-local specs, states, resolved, noted, objectives, doomed = {}, {}, {}, {}, {}, {}
+local specs, states, resolved, noted, objectives, doomed, at_once = {}, {}, {}, {}, {}, {}, {}
 
 local function apply_request(r, score)
   local need, failed, output = 0, nil, facts[r.output]
@@ -66,12 +65,13 @@ local function apply_request(r, score)
       resolved[#resolved + 1] = vid .. ':' .. input.digest .. ':' .. input.size
     end
   end
-  need = string.format('%d', need)
+  need = int(need)
   local state = (need == '0') and 'ready' or 'waiting'
   redis.call('HSET', req_key(r.id), 'session', sid, 'tenant', tenant, 'call', r.call, 'function_name', r.name,
     'output', r.output, 'inputs', joined(r.inputs), 'spec', r.spec, 'digest', r.digest, 'batch', batch,
     'state', state, 'need', need, 'attempt', '0', 'fence', '', 'rev', '1', 'created_ms', now_ms,
     'ready_ms', (need == '0') and now_ms or '0')
+  if r.model ~= '' then redis.call('HSET', req_key(r.id), 'model', r.model) end
   ids[#ids + 1] = r.id
   entries[#entries + 1] = score
   entries[#entries + 1] = r.id
@@ -84,16 +84,13 @@ local function apply_request(r, score)
   if output.objective then objectives[#objectives + 1] = r.output .. ' ' .. output.objective end
   specs[#specs + 1] = r.spec
   states[#states + 1] = r.id .. ':1:' .. state
-end
-
-local function in_parts(command, key, list)
-  for i = 1, #list, 500 do redis.call(command, key, unpack(list, i, math.min(i + 499, #list))) end
+  if need == '0' then at_once[#at_once + 1] = states[#states] end
 end
 
 for _, v in ipairs(variables) do apply_variable(v) end
 for _, vid in ipairs(stubs) do apply_stub(vid) end
 for i, r in ipairs(requests) do
-  if not r.known then apply_request(r, now_us + i) end
+  if not r.known then apply_request(r, int(now_us + i)) end
 end
 in_parts('SADD', sess_key(sid) .. ':ids', ids)
 in_parts('ZADD', prefix .. 'live', entries)
@@ -101,9 +98,11 @@ if num_requests > 0 then redis.call('HINCRBY', sess_key(sid), 'live', num_reques
 redis.call('ZADD', prefix .. 'sessions', now + SESSION_TTL_MS, sid)
 for _, r in ipairs(doomed) do kill(r[1], 'dead', r[2]) end
 settle()
+if #set_late > 0 then hint('resolved', 'variables', joined(set_late), 'done', '', 'ready', '') end
 hint('submitted', 'session', sid, 'tenant', tenant, 'batch', batch, 'last', last,
   'specs', '[' .. table.concat(specs, ',') .. ']', 'states', joined(states), 'inputs', joined(resolved),
   'objectives', table.concat(objectives, '\n'))
 hint_ready()
+if last == '1' then by_lane(at_once) end
 if num_requests > 0 then event('submitted', batch, 'session', sid, 'requests', num_requests) end
 return {'ok', num_requests}

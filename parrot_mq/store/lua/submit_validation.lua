@@ -1,7 +1,7 @@
 -- submit(session, batch, last,
 --        F, (digest, name, segments)*F,
 --        V, (id, name, has_value, text, fence, size, digest, objective)*V,
---        R, (id, call, function_name, output, spec, digest, I, input*I)*R)
+--        R, (id, call, function_name, model, output, spec, digest, I, input*I)*R)
 -- Validates all of it, then applies all of it (submit.lua). Requests come in topological order.
 -- This first half writes nothing.
 local sid, batch, last = ARGV[1], ARGV[2], ARGV[3]
@@ -20,21 +20,24 @@ end
 local functions, variables, requests = {}, {}, {}
 for i = 1, tonumber(take()) do functions[i] = {digest = take(), name = take(), segments = take()} end
 for i = 1, tonumber(take()) do
-  variables[i] = {id = take(), name = take(), has_value = take() == '1', text = take(), fence = take(), size = take(),
-    digest = take(), objective = words(take())}
+  local id, name, has_value, text, fence, size, digest, objective = unpack(ARGV, at, at + 7)
+  at = at + 8
+  variables[i] = {id = id, name = name, has_value = has_value == '1', text = text, fence = fence, size = size,
+    digest = digest, objective = objective}
 end
 for i = 1, tonumber(take()) do
-  local request = {id = take(), call = take(), name = take(), output = take(), spec = take(), digest = take(),
-    inputs = {}}
-  local listed, inputs = {}, request.inputs
-  for _ = 1, tonumber(take()) do
+  local id, call, name, model, output, spec, digest, num_inputs = unpack(ARGV, at, at + 7)
+  at = at + 8
+  local listed, inputs = {}, {}
+  for _ = 1, tonumber(num_inputs) do
     local vid = take()
     if not listed[vid] then
       listed[vid] = true
       inputs[#inputs + 1] = vid
     end
   end
-  requests[i] = request
+  requests[i] = {id = id, call = call, name = name, model = model, output = output, spec = spec, digest = digest,
+    inputs = inputs}
 end
 
 local facts = {}      -- what is known of each variable, as it will be once this call's values are set
@@ -48,13 +51,24 @@ local function read(vid)
     objective = v[7], session = v[8], home = v[9], known = true}
 end
 
+-- Whether any of these objects exists. Nearly always none does: then one command tells it of all.
+local function any_exists(objects, key_of)
+  local keys = {}
+  for i, object in ipairs(objects) do keys[i] = key_of(object.id) end
+  for i = 1, #keys, 500 do
+    if redis.call('EXISTS', unpack(keys, i, math.min(i + 499, #keys))) > 0 then return true end
+  end
+  return false
+end
+local any_variable, any_request = any_exists(variables, var_key), any_exists(requests, req_key)
+
 -- Answers an error, or nothing.
 local function check_variable(v)
   if facts[v.id] then return err('Conflict', v.id, 'variable ' .. v.id .. ' is in the submit twice') end
   if string.match(v.id, '^(%d+)%-v%-.') ~= own then
     return err('BadType', v.id, "'" .. v.id .. "' is no variable id of this session's partition (like '" .. own .. "-v-3kf9a')")
   end
-  local old = read(v.id)
+  local old = any_variable and read(v.id) or nil
   if old then
     v.known = true
     if old.session ~= sid then
@@ -188,7 +202,7 @@ local function check_output(r)
 end
 
 for _, r in ipairs(requests) do
-  local old = redis.call('HGET', req_key(r.id), 'digest')
+  local old = any_request and redis.call('HGET', req_key(r.id), 'digest')
   if old then
     if old ~= r.digest then
       return err('Conflict', r.id, 'request ' .. r.id .. ' exists with other content; ids are used once')

@@ -1,9 +1,13 @@
-"""From assignments to sequences: what waits is claimed when the engine has room, and its prompt put together."""
+"""From assignments to sequences: what waits is taken when the engine has room, claimed, and its prompt put together.
+
+An assignment that offers what its claim will be is begun at once, while the claim is under way: the engine computes,
+and what comes out is written once the claim is answered (``Run.answered``). The others begin with the answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
@@ -30,8 +34,9 @@ RETRY_S = 0.2
 class Claimer:
     """Claims assignments in the order of their rank, as many as the engine has free slots.
 
-    ``identity`` returns the engine's ``model@tokenizer_digest``. ``begin`` is called with each run whose claim
-    succeeded, ``reject`` with one that makes no sense.
+    ``identity`` returns the engine's ``model@tokenizer_digest``. ``begin`` is called with each run, before or after its
+    claim, and ``confirm`` when the claim of one that was begun before succeeds; ``drop`` if it fails, with the reason;
+    ``reject`` with a run that makes no sense.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class Claimer:
         engine_id: Callable[[], str],
         identity: Callable[[], str],
         begin: Callable[[Run], None],
+        confirm: Callable[[Run, Claim], None],
+        drop: Callable[[Run, str], None],
         reject: Callable[[Run, InvalidRequest], None],
     ) -> None:
         self._settings = settings
@@ -50,11 +57,16 @@ class Claimer:
         self._engine_id = engine_id
         self._identity = identity
         self._begin = begin
+        self._confirm = confirm
+        self._drop = drop
         self._reject = reject
         self._functions = FunctionCache()
         self._wake = asyncio.Event()
         self._claimed = asyncio.Event()
-        self._claiming: dict[str, list[Control]] = {}
+        self._admitted: list[_Admitted] = []
+        """What is to be claimed next."""
+        self._claiming: dict[str, _Admitted] = {}
+        """What was admitted and whose claim is not answered, by attempt."""
         self._closed = False
         self._ended = False
         self.backlog = Backlog()
@@ -72,6 +84,7 @@ class Claimer:
             attempt = sequence_id(assignment.request, assignment.fence)
             if attempt not in self._table and attempt not in self._claiming:
                 self.backlog.push(Waiting(store, assignment, Plan.from_json(assignment.plan_json), now))
+        self._admit()
         self._wake.set()
 
     def note_early(self, control: Control) -> bool:
@@ -81,7 +94,7 @@ class Claimer:
         """
         attempt = sequence_id(control.request, control.fence)
         if attempt in self._claiming and attempt not in self._table:
-            self._claiming[attempt].append(control)
+            self._claiming[attempt].controls.append(control)
             return True
         if control.kind == "cancel":
             self.backlog.discard(attempt)
@@ -89,17 +102,31 @@ class Claimer:
 
     def early(self, attempt: str) -> list[Control]:
         """Return the messages kept for an attempt while its claim was under way."""
-        return self._claiming.get(attempt, [])
+        admitted = self._claiming.get(attempt)
+        return admitted.controls if admitted is not None else []
 
     async def run(self) -> None:
         """Claim until ``end``; after ``close``, give back whatever still arrives."""
-        while not self._ended:
-            await self._wake.wait()
-            self._wake.clear()
+        try:
+            while not self._ended:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._claim_admitted()
+        finally:
+            for admitted in self._claiming.values():
+                admitted.answered()
+
+    async def _claim_admitted(self) -> None:
+        size = self._settings.claim_batch
+        while True:
             if self._closed:
-                await self._give_back(self.backlog.clear())
-            while not self._closed and (batch := self.backlog.pop(self._room())):
-                await self._claim(batch)
+                await self._give_back(self._unbegun())
+            else:
+                self._admit()
+            batch, self._admitted = self._admitted[:size], self._admitted[size:]
+            if not batch:
+                return
+            await self._claim(batch)
 
     def end(self) -> None:
         """Have ``run`` return."""
@@ -113,7 +140,7 @@ class Claimer:
     async def close(self) -> None:
         """Claim nothing more; what waits here goes back to the scheduler."""
         self.shut()
-        await self._give_back(self.backlog.clear())
+        await self._give_back(self._unbegun())
 
     async def quiet(self) -> None:
         """Wait until no claim is under way and no run is left."""
@@ -174,56 +201,90 @@ class Claimer:
         )
 
     def _room(self) -> int:
-        free = self.capacity - self._table.num_in_engine
+        num_unbegun = sum(admitted.run is None for admitted in self._claiming.values())
+        free = self.capacity - self._table.num_in_engine - num_unbegun
         unwritten = MAX_UNWRITTEN - (len(self._table) - self._table.num_in_engine)
-        return max(0, min(free, unwritten, self._settings.claim_batch))
+        return max(0, min(free, unwritten))
 
-    async def _claim(self, batch: list[Waiting]) -> None:
+    def _admit(self) -> None:
+        """Give the engine's free slots to what waits, and begin what can begin without its claim."""
+        if self._closed or not self.backlog:
+            return
+        for waiting in self.backlog.pop(self._room()):
+            admitted = self._claiming[waiting.id] = _Admitted(waiting)
+            self._admitted.append(admitted)
+            if (offer := waiting.assignment.offer) is not None:
+                admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
+
+    def _unbegun(self) -> list[Waiting]:
+        """Take out what waits, and what was admitted without having begun."""
+        unbegun = [admitted for admitted in self._admitted if admitted.run is None]
+        self._admitted = [admitted for admitted in self._admitted if admitted.run is not None]
+        for admitted in unbegun:
+            del self._claiming[admitted.waiting.id]
+        return [*self.backlog.clear(), *(admitted.waiting for admitted in unbegun)]
+
+    async def _claim(self, batch: list[_Admitted]) -> None:
         """Claim a batch: one call for each partition in it."""
-        for waiting in batch:
-            self._claiming[waiting.id] = []
+        by_store: dict[EngineStore, list[_Admitted]] = {}
+        for admitted in batch:
+            by_store.setdefault(admitted.waiting.store, []).append(admitted)
         try:
-            ordered = sorted(batch, key=lambda waiting: waiting.store.partition.keys.partition)
-            for _, group in itertools.groupby(ordered, key=lambda waiting: waiting.store.partition.keys.partition):
-                await self._start(list(group))
+            for store, group in by_store.items():
+                await self._start(store, group)
         finally:
-            for waiting in batch:
-                del self._claiming[waiting.id]
+            for admitted in batch:
+                admitted.answered()
+                del self._claiming[admitted.waiting.id]
             self._claimed.set()
 
-    async def _start(self, batch: list[Waiting]) -> None:
-        store = batch[0].store
+    async def _start(self, store: EngineStore, batch: list[_Admitted]) -> None:
         try:
-            claims = await store.start(self._engine_id(), [waiting.assignment for waiting in batch])
+            claims = await store.start(self._engine_id(), [admitted.waiting.assignment for admitted in batch])
         except Fenced as error:
-            log.warning("a batch could not be claimed: %s", error)
+            self._lose(batch, f"a batch could not be claimed: {error}")
             return
         except StoreError as error:
-            log.warning("a batch could not be claimed, will try again: %s", error)
+            self._lose(batch, f"a batch could not be claimed, will try again: {error}")
             await asyncio.sleep(RETRY_S)
-            for waiting in batch:
-                self.backlog.push(waiting)
+            for admitted in batch:
+                self.backlog.push(admitted.waiting)
             self._wake.set()
             return
-        now, late = monotonic_s(), []
-        for waiting, claim in zip(batch, claims, strict=True):
+        late = []
+        for admitted, claim in zip(batch, claims, strict=True):
+            waiting, run = admitted.waiting, admitted.run
             if claim is None:
                 log.info("request %s is not ours any more", waiting.assignment.request)
+                if run is not None:
+                    self._drop(run, "it is not ours any more")
+            elif run is not None:
+                self._confirm(run, claim)
             elif self._closed:
                 late.append(waiting)
             else:
-                self._accept(waiting, claim, now)
+                self._begun(waiting, claim, None)
         await self._give_back(late)
 
-    def _accept(self, waiting: Waiting, claim: Claim, now_s: float) -> None:
-        plan, store, received_s = waiting.plan, waiting.store, waiting.received_s
+    def _lose(self, batch: Sequence[_Admitted], reason: str) -> None:
+        log.warning("%s", reason)
+        for admitted in batch:
+            if admitted.run is not None:
+                self._drop(admitted.run, reason)
+
+    def _begun(self, waiting: Waiting, claim: Claim, answered: asyncio.Future[None] | None) -> Run:
+        """Begin to run a claim, or (with ``answered``) what it will be."""
+        problem, spec = None, _UNREADABLE
         try:
             spec = RequestSpec.from_json(claim.spec_json)
         except (ValueError, KeyError, TypeError, IndexError) as error:  # pydantic's and orjson's are ValueErrors
             problem = InvalidRequest(f"request {claim.request} is malformed: {' '.join(str(error).split())}")
-            self._reject(Run(claim, _UNREADABLE, plan, store, received_s, now_s), problem)
-            return
-        self._begin(Run(claim, spec, plan, store, received_s, now_s))
+        run = Run(claim, spec, waiting.plan, waiting.store, waiting.received_s, monotonic_s(), answered)
+        if problem is None:
+            self._begin(run)
+        else:
+            self._reject(run, problem)
+        return run
 
     async def _give_back(self, batch: Sequence[Waiting]) -> None:
         if not batch:
@@ -232,6 +293,20 @@ class Claimer:
             await self.release([(waiting.store, waiting.pair) for waiting in batch])
         except StoreError as error:
             log.warning("%d requests could not be given back, the reaper will: %s", len(batch), error)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Admitted:
+    """An assignment between its slot and the answer to its claim; ``run`` if it has begun, messages if it has not."""
+
+    waiting: Waiting
+    run: Run | None = None
+    controls: list[Control] = dataclasses.field(default_factory=list)
+
+    def answered(self) -> None:
+        """Let the outcome of the run be written (or not, if it was dropped)."""
+        if self.run is not None and self.run.answered is not None and not self.run.answered.done():
+            self.run.answered.set_result(None)
 
 
 _UNREADABLE = RequestSpec("", "", "", "", 0, {}, "", "")

@@ -21,7 +21,7 @@ from parrot_mq.errors import (
 )
 from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store import EngineStore, encode_value
-from parrot_mq.store.engine import Completion
+from parrot_mq.store.completion import Completion
 from parrot_mq.store.records import Usage, Value
 from parrot_workers.engine.port import FinishReason, SequenceOutput
 from parrot_workers.worker.outbox import Outbox
@@ -86,6 +86,7 @@ class Delivery:
 
     async def finish(self, run: Run, output: SequenceOutput) -> None:
         """Write the outcome of ``run``: its value, or the error that it ended with."""
+        await run.claimed()
         if run.streamed:
             await self.flush(run)
         try:
@@ -143,7 +144,8 @@ class Delivery:
             raise InvalidRequest(f"{where} cannot be stored: {error}") from None
 
     async def _persist(self, run: Run, write: Callable[[], Awaitable[None]]) -> None:
-        """Write once Redis takes it; a run that is not ours any more is dropped."""
+        """Write once the run is claimed and Redis takes it; a run that is not ours any more is dropped."""
+        await run.claimed()
         deadline_s = monotonic_s() + GIVE_UP_S
         while not run.dropped:
             try:

@@ -1,20 +1,19 @@
-"""Completions on their way to one partition, several in a round trip."""
+"""Completions on their way to one partition, several in a call."""
 
 from __future__ import annotations
 
 import asyncio
 
 from parrot_mq.errors import StoreError
-from parrot_mq.store.engine import Completion, EngineStore
+from parrot_mq.store.completion import MAX_COMPLETIONS, Completion
+from parrot_mq.store.engine import EngineStore
 
 MAX_WRITERS = 2
-"""Round trips under way at once."""
-MAX_BATCH = 64
-"""Completions in one: Redis serves nobody else meanwhile."""
+"""Calls under way at once."""
 
 
 class Outbox:
-    """Sends what there is at once; what comes while that is under way goes together in the next round trip.
+    """Sends what there is at once; what comes while that is under way goes together in the next call.
 
     Its writers are tasks of ``group`` and end when nothing is left.
     """
@@ -37,7 +36,7 @@ class Outbox:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                batch, self._waiting = self._waiting[:MAX_COMPLETIONS], self._waiting[MAX_COMPLETIONS:]
                 await self._send(batch)
         finally:
             self._num_writers -= 1

@@ -1,4 +1,4 @@
-"""A request that this engine has claimed, from its claim until its end is written to Redis."""
+"""A request that this engine has claimed (or is just claiming), until its end is written to Redis."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Run:
     store: EngineStore
     received_s: float
     started_s: float
+    answered: asyncio.Future[None] | None = None
+    """Ends with the answer to its claim, if the run has begun before; ``claim`` is then what was offered."""
     streamed: bool = False
     left: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Set when it occupies none of the engine's slots any more."""
@@ -69,6 +71,16 @@ class Run:
     def in_engine(self) -> bool:
         """Whether it occupies one of the engine's slots, or is about to."""
         return not self.left.is_set()
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether it is ours for certain; nothing may be written before."""
+        return self.answered is None or self.answered.done()
+
+    async def claimed(self) -> None:
+        """Wait for the answer to its claim. It is ``dropped`` then if that was no."""
+        if self.answered is not None:
+            await self.answered
 
     def add(self, output: SequenceOutput) -> None:
         """Keep what a step produced.

@@ -1,4 +1,4 @@
-"""What happens to a request between its claim and its outcome."""
+"""What happens to a request from its beginning to its outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from parrot_mq.errors import EngineFailed, InvalidRequest, StepError, StoreError
 from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store.engine import EngineStore
-from parrot_mq.store.records import Assignment, Control
+from parrot_mq.store.records import Assignment, Claim, Control
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.worker.claimer import Claimer
 from parrot_workers.worker.delivery import Delivery
@@ -46,6 +46,8 @@ class Runner:
             lambda: vitals.engine_id,
             lambda: self.delivery.identity,
             self._begin,
+            self._confirm,
+            self.drop,
             self._reject,
         )
 
@@ -119,7 +121,7 @@ class Runner:
             log.warning("control message of unknown kind %r ignored", control.kind)
 
     def _begin(self, run: Run) -> None:
-        """A request has been claimed."""
+        """A request has been claimed, or is being claimed."""
         stale = self.table.of_request(run.claim.request)
         if stale is not None:
             self.drop(stale, "another attempt of it came to the same engine")
@@ -136,8 +138,15 @@ class Runner:
         except InvalidRequest as error:
             self._group.create_task(self._fail(run, error, retry=False))
 
+    def _confirm(self, run: Run, claim: Claim) -> None:
+        """The claim of a run that had begun was answered."""
+        run.claim = claim
+        self.table.hold(run)
+        if claim.streamed and not run.dropped:
+            self._stream(run)
+
     def _reject(self, run: Run, error: InvalidRequest) -> None:
-        """A request has been claimed that cannot even be read."""
+        """A request that cannot even be read."""
         self.table.add(run)
         self._group.create_task(self._fail(run, error, retry=False))
 

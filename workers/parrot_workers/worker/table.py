@@ -36,11 +36,17 @@ class RunTable:
         return self._by_request.get(request)
 
     def add(self, run: Run) -> None:
-        """Add a run and have its lease renewed from now on."""
+        """Add a run and, once it is claimed, have its lease renewed."""
         self._runs[run.id] = run
         self._by_request[run.claim.request] = run
-        self._leases.hold(run.store.partition.keys.partition, run.pair)
         self.num_in_engine += 1
+        if run.is_claimed:
+            self.hold(run)
+
+    def hold(self, run: Run) -> None:
+        """Have the lease of a run renewed from now on; nothing is done for one that is not here any more."""
+        if self._runs.get(run.id) is run:
+            self._leases.hold(run.store.partition.keys.partition, run.pair)
 
     def leave_engine(self, run: Run) -> None:
         """Note that the run takes none of the engine's slots any more; its outcome is still to be written."""
@@ -52,7 +58,8 @@ class RunTable:
     def remove(self, run: Run) -> None:
         """Forget a run and let its lease go."""
         self.leave_engine(run)
-        if self._runs.pop(run.id, None) is not None:
+        if self._runs.get(run.id) is run:
+            del self._runs[run.id]
             self._leases.drop(run.pair)
             if self._by_request.get(run.claim.request) is run:
                 del self._by_request[run.claim.request]

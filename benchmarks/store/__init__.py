@@ -1,0 +1,1 @@
+"""How long each script holds Redis, at the sizes that we promise."""
