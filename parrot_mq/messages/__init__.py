@@ -1,6 +1,7 @@
 """Typed records that cross a process border: plain data, orjson on the wire, no behaviour of any process."""
 
 from parrot_mq.messages.engine import CostModel, EngineRecord, EngineState
+from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
 from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind
 from parrot_mq.messages.request import Binding, RequestSpec, Transform, TransformKind
@@ -20,6 +21,7 @@ __all__ = [
     "FunctionRecord",
     "Objective",
     "ObjectiveKind",
+    "RequestForm",
     "RequestSpec",
     "RequestState",
     "SamplingParams",

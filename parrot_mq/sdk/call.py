@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from parrot_mq.errors import AlreadyProduced, AlreadySet, BadType, ParrotError
 from parrot_mq.keys import partition_of
-from parrot_mq.messages import Binding, RequestSpec
+from parrot_mq.messages.form import bound_text, bound_variable
 from parrot_mq.sdk.formatters import Formatter
 from parrot_mq.sdk.graph import Request
 from parrot_mq.sdk.plan import OutputPlan, Plan
@@ -37,6 +37,21 @@ class Call:
 class CallBuilder:
     """Builds the requests of one call in ``session``; nothing is noted anywhere before ``submit``."""
 
+    __slots__ = (
+        "_bindings",
+        "_call",
+        "_formatter",
+        "_fresh",
+        "_model",
+        "_plan",
+        "_premade",
+        "_priority",
+        "_producers",
+        "_session",
+        "_token",
+        "_variables",
+    )
+
     def __init__(self, plan: Plan, session: Session, formatter: Formatter, model: str, priority: int) -> None:
         self._plan = plan
         self._session = session
@@ -45,11 +60,10 @@ class CallBuilder:
         self._priority = priority
         self._token = session.token()
         self._call = Call(session, session.object_id("c", self._token), plan.record.name)
-        self._bindings: dict[str, Binding] = {}
+        self._bindings: dict[str, str] = {}
         self._variables: dict[str, SemanticVariable] = {}
         self._premade: dict[str, SemanticVariable] = {}
         self._fresh: list[SemanticVariable] = []
-        self._requests: list[Request] = []
         self._producers: list[tuple[SemanticVariable, Request]] = []
 
     def bind(self, arguments: dict[str, Any]) -> None:
@@ -66,22 +80,24 @@ class CallBuilder:
 
     def submit(self) -> tuple[SemanticVariable | VariableList, ...]:
         """Make the requests, hand them to the session, and return the outputs in the order of the template."""
-        results = tuple(self._output(plan) for plan in self._plan.outputs)
-        self._call.requests = tuple(request.spec.id for request in self._requests)
-        self._call.outputs = tuple(request.spec.output for request in self._requests)
+        results = tuple([self._output(plan) for plan in self._plan.outputs])
+        requests = [request for _, request in self._producers]
+        self._call.requests = tuple([request.id for request in requests])
+        self._call.outputs = tuple([request.output for request in requests])
         for variable, request in self._producers:
             variable._request = request
             variable._call = self._call
             for used in request.inputs:
                 if used._consumers is None:
-                    used._consumers = []
-                used._consumers.append(request.spec.id)
-        self._session.take(self._fresh, self._requests)
+                    used._consumers = [request.id]
+                else:
+                    used._consumers.append(request.id)
+        self._session.take(self._fresh, requests)
         return results
 
     def _note(self, name: str, variable: SemanticVariable) -> None:
         self._variables[name] = variable
-        self._bindings[name] = Binding(variable._id)
+        self._bindings[name] = bound_variable(variable._id)
 
     def _input(self, name: str, value: object) -> SemanticVariable:
         if isinstance(value, str):
@@ -120,7 +136,7 @@ class CallBuilder:
         if encoded.fence:  # large: sent once as a variable instead of with every request
             self._note(name, self._new(name, text))
         else:
-            self._bindings[name] = Binding(text=text)
+            self._bindings[name] = bound_text(text)
 
     def _checked_output(self, name: str, value: object) -> SemanticVariable:
         function = self._plan.record.name
@@ -162,26 +178,18 @@ class CallBuilder:
         return VariableList(siblings)
 
     def _request(self, plan: OutputPlan, index: int, output: SemanticVariable) -> None:
-        suffix = f".{len(self._requests)}" if self._requests else ""
+        suffix = f".{len(self._producers)}" if self._producers else ""
         variables = self._variables
         used = {variables[name]._id: variables[name] for name in plan.names if name in variables}
-        record = self._plan.record
-        late = output._id in used or bool(output._consumers)
-        spec = RequestSpec(
-            id=self._session.object_id("r", self._token + suffix),
-            call=self._call.id,
-            function=record.digest,
-            function_name=record.name,
-            prompt_end=plan.prompt_end,
-            bindings={name: self._bindings[name] for name in plan.names},
-            output=output._id,
-            output_name=plan.name,
-            model=self._model,
-            sampling=plan.spec.sibling_sampling(index),
-            transform=plan.spec.transform,
-            raw_inputs=tuple(variables[name]._id for name in plan.earlier),
-            priority=self._priority,
+        request_id = self._session.object_id("r", self._token + suffix)
+        sibling = index if plan.spec.sampling.seed is not None else 0
+        form = plan.form(self._plan.record, self._model, self._priority, sibling)
+        raw_inputs = [variables[name]._id for name in plan.earlier]
+        text = form.fill(request_id, self._call.id, self._bindings, output._id, raw_inputs)
+        premade = plan.name in self._premade
+        late = premade and (output._id in used or bool(output._consumers))
+        inputs, submission = tuple(used.values()), self._session.open_submission
+        request = Request(
+            request_id, self._call.id, form, text, inputs, output._id, submission, premade=premade, late=late
         )
-        request = Request(spec, record, tuple(used.values()), self._session.open_submission, late)
-        self._requests.append(request)
         self._producers.append((output, request))

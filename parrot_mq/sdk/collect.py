@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from parrot_mq.errors import ParrotError
+from parrot_mq.messages import Objective
 from parrot_mq.store.records import VariableRecord
 
 if TYPE_CHECKING:
@@ -18,45 +19,75 @@ class Collector:
     """Takes outcomes from the hubs until it has enough.
 
     Enough is all of ``variables``, the first failure included, or with ``count`` that many values (or so many
-    failures that they cannot be reached any more).
+    failures that they cannot be reached any more); in any case, every submit that they are part of is confirmed.
+    ``perf`` is the objective that the reader states.
     """
 
-    def __init__(self, variables: Sequence[SemanticVariable], count: int | None = None) -> None:
+    __slots__ = (
+        "_enough",
+        "_error",
+        "_is_late",
+        "_left",
+        "_num_failed",
+        "_num_unconfirmed",
+        "count",
+        "failure",
+        "is_over",
+        "perf",
+        "ready",
+        "unknown",
+        "variables",
+    )
+
+    def __init__(
+        self, variables: Sequence[SemanticVariable], perf: Objective | None = None, count: int | None = None
+    ) -> None:
         self.variables = variables
+        self.perf = perf
         self.count = count
         self.ready: list[SemanticVariable] = []
         """In order of arrival."""
-        self.failed: list[SemanticVariable] = []
+        self.failure: SemanticVariable | None = None
+        """The first that failed."""
         self.unknown: list[SemanticVariable] = []
         self._left = {variable.id: variable for variable in variables}
+        self._num_failed = 0
+        self._num_unconfirmed = 0
         self._error: ParrotError | None = None
         self._enough: asyncio.Future[None] | None = None
+        self._is_late = False
+        self.is_over = False
+        """Whether nobody waits any more."""
+        for variable in variables:
+            if variable._is_settled and variable._id in self._left:
+                self._take(variable)
 
     @property
     def num_variables(self) -> int:
         """How many different variables there are."""
-        return len(self._left) + len(self.ready) + len(self.failed) + len(self.unknown)
+        return len(self._left) + len(self.ready) + self._num_failed + len(self.unknown)
 
-    def start(self) -> list[SemanticVariable]:
-        """Take what is known already; return what must be waited for, nothing if there is enough."""
-        self._enough = None
-        for variable in [variable for variable in self._left.values() if variable._is_settled]:
-            self._take(variable)
-        if self._is_enough():
-            return []
+    def enough(self) -> asyncio.Future[None]:
+        """Return what is done once the wait can end; ``check`` then says how it ended."""
         self._enough = asyncio.get_running_loop().create_future()
-        return list(self._left.values())
+        self._go_on()
+        return self._enough
 
-    async def wait(self) -> None:
-        """Wait until there is enough; raises what kept a hub from going on."""
-        assert self._enough is not None
-        await self._enough
+    def check(self) -> None:
+        """Raise what kept enough from coming, ``TimeoutError`` where time did."""
         if self._error is not None:
             raise copy.copy(self._error) from self._error  # it is told to many
+        if not self._is_enough():
+            raise TimeoutError
 
-    def left(self) -> list[str]:
-        """Return the ids whose outcome is open."""
-        return list(self._left)
+    def expire(self) -> None:
+        """End the wait: its time is over."""
+        self._is_late = True
+        self._go_on()
+
+    def left(self) -> list[SemanticVariable]:
+        """Return the variables whose outcome is open."""
+        return list(self._left.values())
 
     def take_unknown(self) -> list[SemanticVariable]:
         """Return what Redis did not know, and wait for it again."""
@@ -64,29 +95,56 @@ class Collector:
         self._left.update((variable._id, variable) for variable in unknown)
         return unknown
 
+    def submitting(self) -> None:
+        """Note that a submit is to be confirmed first (``submitted``, or ``fail``)."""
+        self._num_unconfirmed += 1
+
+    def submitted(self) -> None:
+        """Note that a submit is confirmed."""
+        self._num_unconfirmed -= 1
+        self._go_on()
+
+    def fail(self, error: ParrotError) -> None:
+        """End the wait with an error that is no variable's outcome."""
+        self._error = self._error or error
+        self._go_on()
+
     def arrived(self, variable_id: str, outcome: VariableRecord | ParrotError | None) -> None:
         """Take an outcome (called by a hub)."""
         variable = self._left.get(variable_id)
         if variable is None:
             return
         if isinstance(outcome, ParrotError):
-            self._error = outcome
-        elif outcome is None:
+            self.fail(outcome)
+            return
+        if outcome is None:
             del self._left[variable_id]
             self.unknown.append(variable)
         else:
             variable._settle(outcome)
             self._take(variable)
-        if self._enough is not None and not self._enough.done() and self._is_enough():
-            self._enough.set_result(None)
+        self._go_on()
 
     def _take(self, variable: SemanticVariable) -> None:
         del self._left[variable._id]
-        (self.failed if variable._failure is not None else self.ready).append(variable)
+        if variable._failure is None:
+            self.ready.append(variable)
+        else:
+            self._num_failed += 1
+            self.failure = self.failure or variable
+
+    def _go_on(self) -> None:
+        if self._enough is not None and not self._enough.done() and self._can_end():
+            self._enough.set_result(None)
+
+    def _can_end(self) -> bool:
+        return self._error is not None or self._is_late or self._is_enough()
 
     def _is_enough(self) -> bool:
-        if not self._left or self._error is not None or self.unknown:
+        if self._num_unconfirmed:
+            return False
+        if not self._left or self.unknown:
             return True
         if self.count is None:
-            return bool(self.failed)
-        return len(self.ready) >= self.count or self.num_variables - len(self.failed) < self.count
+            return self._num_failed > 0
+        return len(self.ready) >= self.count or self.num_variables - self._num_failed < self.count

@@ -51,8 +51,8 @@ async def first(
     if not 1 <= k <= len(all_of):
         raise ValueError(f"first({k}, ...) of {len(all_of)} variables: k must be from 1 to the number of variables")
     link = one_link(all_of)
-    collector = Collector(all_of, k)
-    await link.wait(collector, perf, timeout_s)
+    collector = Collector(all_of, perf, k)
+    await link.wait(collector, timeout_s)
     chosen = collector.ready[:k]
     rest = [variable for variable in all_of if variable not in set(chosen) and not variable._is_settled]
     if rest:

@@ -24,8 +24,8 @@ async def fail_collected(link: Link, collector: Collector) -> None:
     """Raise the error of the first variable that failed, if the collector cannot have what it wants."""
     if collector.count is not None and len(collector.ready) >= collector.count:
         return
-    if collector.failed:
-        raise await step_failure(link, collector.failed[0])
+    if collector.failure is not None:
+        raise await step_failure(link, collector.failure)
 
 
 async def step_failure(link: Link, variable: SemanticVariable) -> StepError:
@@ -44,8 +44,7 @@ async def step_failure(link: Link, variable: SemanticVariable) -> StepError:
 
 async def not_in_time(link: Link, collector: Collector, timeout_s: float) -> ParrotError:
     """Return the error for a wait that ran out of time: ``NeverSet`` or ``GetTimeout``, with what is in the way."""
-    left = collector.left()
-    variable = next((v for v in collector.variables if v.id in left), collector.variables[0])
+    variable = next(iter(collector.left()), collector.variables[0])
     name = f"{variable.name or 'variable'} ({variable.id})"
     if refused := variable._refused():
         return refused
@@ -69,7 +68,7 @@ def _local_chain(variable: SemanticVariable, failed: str) -> tuple[Step, ...] | 
     for at in queue:  # grows while it is walked
         if at._request is None:
             continue
-        if at._request.spec.id == failed:
+        if at._request.id == failed:
             return tuple(_steps_down(at, below))
         for upstream in at._request.inputs:
             if upstream._id not in below:
@@ -83,8 +82,8 @@ def _steps_down(start: SemanticVariable, below: dict[str, SemanticVariable | Non
     at: SemanticVariable | None = start
     while at is not None:
         if at._request is not None:
-            spec = at._request.spec
-            steps.append(Step(spec.id, spec.function_name, at._id, at._name or spec.output_name))
+            request = at._request
+            steps.append(Step(request.id, request.function_name, at._id, at._name or request.form.output_name))
         at = below[at._id]
     return steps
 

@@ -7,12 +7,13 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from redis.exceptions import RedisError
 
 from parrot_mq.errors import ParrotError, StoreError, StoreUnavailable
 from parrot_mq.messages import Objective, VariableState
+from parrot_mq.sdk.awaited import Awaited, Listener
 from parrot_mq.store.partition import RETRY_S, Partition
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
@@ -30,27 +31,6 @@ GRACE_POLL_S = 0.1
 """How often an id that nobody has made yet is looked for."""
 
 
-class Listener(Protocol):
-    """Who waits for variables."""
-
-    def arrived(self, variable_id: str, outcome: VariableRecord | ParrotError | None) -> None:
-        """Take the resolved variable (ready or error); None: nobody has made it; or why the wait could not go on."""
-
-
-class _Entry:
-    """A variable that is waited for."""
-
-    __slots__ = ("channel", "checked_at", "grace_s", "listeners", "missing_since", "objective")
-
-    def __init__(self, channel: str, grace_s: float) -> None:
-        self.channel = channel
-        self.grace_s = grace_s
-        self.listeners: dict[Listener, None] = {}
-        self.objective: Objective | None = None
-        self.checked_at = time.monotonic()
-        self.missing_since: float | None = None
-
-
 class Hub:
     """Waits for variables of one partition.
 
@@ -65,11 +45,12 @@ class Hub:
         self._waiters = Waiters(partition)
         self._waiters.listen(self._woken)
         self._recheck_s = recheck_s
-        self._entries: dict[str, _Entry] = {}
-        self._new: dict[str, _Entry] = {}
+        self._entries: dict[str, Awaited] = {}
+        self._new: dict[str, Awaited] = {}
         self._dirty: dict[str, None] = {}
         self._missing: set[str] = set()
         self._users: Counter[str] = Counter()
+        self._wanted: set[str] = set()
         self._unused: set[str] = set()
         self._next_scan = 0.0
         self._work = asyncio.Event()
@@ -84,15 +65,50 @@ class Hub:
         if self._closed is not None:
             listener.arrived(variable_id, self._closed)
             return
-        entry = self._entries.get(variable_id)
-        if entry is None:
-            entry = self._entries[variable_id] = _Entry(channel, grace_s)
-            self.acquire(channel)
-        entry.listeners[listener] = None
+        entry = self._listen(variable_id, channel, grace_s, listener)
         if objective is not None and (entry.objective is None or objective.strictness > entry.objective.strictness):
             entry.objective = objective
         self._new[variable_id] = entry
         self._work.set()
+
+    def expect(self, variable_id: str, channel: str, listener: Listener) -> None:
+        """Tell ``listener`` once the variable is resolved, which a submit that has yet to be sent will make.
+
+        ``made`` follows when that is settled. Until then the variable is read only if pub/sub says so.
+        """
+        if self._closed is not None:
+            listener.arrived(variable_id, self._closed)
+            return
+        entry = self._listen(variable_id, channel, 0.0, listener)
+        entry.is_expected = True
+        if not self._waiters.is_subscribed(channel):  # meanwhile
+            self._wanted.add(channel)
+            self._work.set()
+
+    def made(self, variable_id: str, channel: str, is_watched: bool) -> bool:
+        """End the expectation of a variable; return whether what becomes of it will be told without reading it first.
+
+        It will if ``is_watched``: if its submit was confirmed and ``channel`` was subscribed to before that was sent.
+        An id is random and made here, so nothing can happen to its variable before the submit is sent, and that was
+        after the listener came, for it was expected. The entry keeps its channel subscribed. What happens then is told
+        on the channel, or the message is lost with its connection: then the confirmation on the new one, which comes
+        later, has everything read.
+        """
+        entry = self._entries.get(variable_id)
+        if entry is None:
+            return False
+        if entry.is_expected:
+            entry.is_expected = False
+            entry.is_told = is_watched and entry.channel == channel
+            entry.checked_at = time.monotonic()
+            if not entry.is_told:
+                self._new[variable_id] = entry
+                self._work.set()
+        return entry.is_told
+
+    def is_subscribed(self, channel: str) -> bool:
+        """Whether what is published on ``channel`` from now on will be noticed."""
+        return self._waiters.is_subscribed(channel)
 
     def forget(self, variable_id: str, listener: Listener) -> None:
         """End a wait that has not ended by itself."""
@@ -101,6 +117,14 @@ class Hub:
             del entry.listeners[listener]
             if not entry.listeners:
                 self._remove(variable_id)
+
+    def _listen(self, variable_id: str, channel: str, grace_s: float, listener: Listener) -> Awaited:
+        entry = self._entries.get(variable_id)
+        if entry is None:
+            entry = self._entries[variable_id] = Awaited(channel, grace_s)
+            self.acquire(channel)
+        entry.listeners[listener] = None
+        return entry
 
     def acquire(self, channel: str) -> None:
         """Keep ``channel`` subscribed, once it is, until ``release``."""
@@ -129,11 +153,14 @@ class Hub:
 
     async def run(self) -> None:
         """Serve the waiters until closed or cancelled."""
+        loop = asyncio.get_running_loop()
         try:
             while self._closed is None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_POLL_S if self._missing else self._recheck_s):
-                        await self._work.wait()
+                alarm = loop.call_later(GRACE_POLL_S if self._missing else self._recheck_s, self._work.set)
+                try:
+                    await self._work.wait()
+                finally:
+                    alarm.cancel()
                 if len(self._entries) > CROWD:
                     await asyncio.sleep(CROWD_DELAY_S)
                 self._work.clear()
@@ -157,8 +184,9 @@ class Hub:
         dirty, self._dirty = self._dirty, {}
         for vid in self._missing:
             dirty[vid] = None
-        if new:
-            await self._subscribe(list({entry.channel for entry in new.values()}))
+        wanted, self._wanted = self._wanted, set()
+        if new or wanted:
+            await self._subscribe(list(wanted.union(entry.channel for entry in new.values())))
             for part in _parts([(vid, entry.objective) for vid, entry in new.items() if entry.objective is not None]):
                 states = await self._producer.wants(part)
                 self._apply_states([vid for vid, _ in part], states, dirty)
@@ -171,7 +199,8 @@ class Hub:
                 self._apply(vid, record)
         unused, self._unused = self._unused, set()
         for channel in unused:
-            await self._waiters.unsubscribe(channel)
+            if channel not in self._users:  # nobody has come for it since
+                await self._waiters.unsubscribe(channel)
 
     async def _subscribe(self, channels: Sequence[str]) -> None:
         try:
@@ -186,7 +215,11 @@ class Hub:
         if now < self._next_scan:
             return []
         self._next_scan = now + self._recheck_s / 4
-        return [vid for vid, entry in self._entries.items() if now - entry.checked_at >= self._recheck_s]
+        return [
+            vid
+            for vid, entry in self._entries.items()
+            if now - entry.checked_at >= self._recheck_s and not entry.is_expected
+        ]
 
     def _apply_states(self, ids: Sequence[str], states: Sequence[VariableState | None], dirty: dict[str, None]) -> None:
         now = time.monotonic()
@@ -201,6 +234,8 @@ class Hub:
         if entry is None:
             return
         now = entry.checked_at = time.monotonic()
+        if record is None and entry.is_expected:
+            return
         if record is None:
             entry.missing_since = entry.missing_since or now
             self._missing.add(vid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class Link:
         self.store = store
         self.settings = settings
         self.loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        """Timers run in it, which else would copy one each."""
         self._hubs: dict[int, Hub] = {}
         self._run_ids: dict[int, str] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -134,10 +137,13 @@ class Link:
 
     def channel(self, variable: SemanticVariable) -> str:
         """Return the channel on which a variable's changes are told: its session's, or its own for a foreign one."""
-        keys = self.store.of(variable._id).keys
         if variable._session is not None:
-            return keys.session_channel(variable._session.id)
-        return keys.variable_channel(variable._id)
+            return variable._session.channel
+        return self.store.of(variable._id).keys.variable_channel(variable._id)
+
+    def _partition(self, variable: SemanticVariable) -> int:
+        session = variable._session
+        return session.partition_number if session is not None else partition_of(variable._id)
 
     def grace_s(self, variable: SemanticVariable) -> float:
         """How long Redis may not know a variable: none for our own, for it was confirmed."""
@@ -167,43 +173,70 @@ class Link:
         self, variables: Sequence[SemanticVariable], perf: Objective | None, timeout_s: float | None
     ) -> list[str]:
         """Wait for the values of ``variables``; raises at the first that failed."""
-        await self.wait(Collector(variables), perf, timeout_s)
+        await self.wait(Collector(variables, perf), timeout_s)
         return [variable._known() for variable in variables]
 
-    async def wait(self, collector: Collector, perf: Objective | None, timeout_s: float | None) -> None:
+    async def wait(self, collector: Collector, timeout_s: float | None) -> None:
         """Wait until ``collector`` has what it wants; raises ``StepError`` for what failed or is not there in time."""
         timeout_s = self.settings.get_timeout_s if timeout_s is None else timeout_s
+        deadline = self.loop.time() + timeout_s
+        expiry = self.loop.call_at(deadline, collector.expire, context=self._context)
         try:
-            async with asyncio.timeout(timeout_s):
-                if perf is not None:
-                    for variable in collector.variables:
-                        variable._wanted = stricter(variable._wanted, perf)
-                await self.confirm(collector.variables)
-                await self._collect(collector, perf)
-                for _ in range(MAX_RESENDS):
-                    if not collector.unknown:
-                        break
-                    await self.restore(collector.take_unknown())
-                    await self._collect(collector, perf)
+            for variable in collector.variables:
+                variable._wanted = stricter(variable._wanted, collector.perf)
+                self._watch(variable, collector)
+            await collector.enough()
+            collector.check()
+            for _ in range(MAX_RESENDS):
+                if not collector.unknown:
+                    break
+                unknown = collector.take_unknown()
+                async with asyncio.timeout_at(deadline):
+                    await self.restore(unknown)
+                for variable in unknown:
+                    self._watch(variable, collector)
+                await collector.enough()
+                collector.check()
         except TimeoutError:
             raise await not_in_time(self, collector, timeout_s) from None
+        finally:
+            expiry.cancel()
+            collector.is_over = True
+            for variable in collector.left():
+                if (hub := self._hubs.get(self._partition(variable))) is not None:
+                    hub.forget(variable._id, collector)
         if collector.unknown:
             raise unknown_variable(collector.unknown[0]._id)
         await fail_collected(self, collector)
 
-    async def _collect(self, collector: Collector, perf: Objective | None) -> None:
-        waiting = collector.start()
-        if not waiting:
-            return
-        try:
-            for variable in waiting:
-                hub = self.hub(partition_of(variable._id))
-                news = perf if stricter(variable._stated, perf) is not variable._stated else None
+    def _watch(self, variable: SemanticVariable, collector: Collector) -> None:
+        """Have ``collector`` told of what becomes of ``variable``, once its submits are confirmed."""
+        submission = variable._open_submission()
+        if submission is None:
+            if not variable._is_settled:
+                hub, news = self.hub(self._partition(variable)), news_of(variable._stated, collector.perf)
                 hub.wait(variable._id, self.channel(variable), self.grace_s(variable), news, collector)
-            await collector.wait()
-        finally:
-            for vid in collector.left():
-                self.hub(partition_of(vid)).forget(vid, collector)
+        elif submission.error is not None:
+            submission.is_reported = True
+            collector.fail(submission.error)
+        else:
+            submission.hold(variable, collector)
+            if submission is variable._submission and not submission.is_sent and not variable._is_settled:
+                self.hub(self._partition(variable)).expect(variable._id, self.channel(variable), collector)
+            if variable._session is not None:
+                variable._session.start()
+
+    def submitted(self, variable: SemanticVariable, submission: Submission, collector: Collector) -> None:
+        """Go on with a wait for ``variable`` that ``submission`` held up (called by the submission)."""
+        is_told = False
+        if submission is variable._submission and (hub := self._hubs.get(self._partition(variable))) is not None:
+            is_confirmed = submission.error is None
+            is_told = hub.made(variable._id, self.channel(variable), is_confirmed and submission.is_watched)
+        if collector.is_over:
+            return
+        if not is_told or news_of(variable._stated, collector.perf) or variable._open_submission() is not None:
+            self._watch(variable, collector)
+        collector.submitted()
 
     async def restore(self, variables: Sequence[SemanticVariable]) -> None:
         """Submit again what Redis lost; raises ``UnknownVariable`` for what is not ours to submit."""
@@ -245,6 +278,11 @@ def stricter(first: Objective | None, second: Objective | None) -> Objective | N
     if second.kind is ObjectiveKind.DEADLINE:
         return second
     return second if second.strictness > first.strictness else first
+
+
+def news_of(stated: Objective | None, asked: Objective | None) -> Objective | None:
+    """Return ``asked`` if it is stricter than what was ``stated``, else None."""
+    return asked if asked is not stated and stricter(stated, asked) is not stated else None
 
 
 def _by_partition(ids: Iterable[str]) -> Iterable[list[str]]:

@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Callable
 
 from parrot_mq.errors import TemplateError
-from parrot_mq.messages import FunctionRecord, SegmentKind
+from parrot_mq.messages import FunctionRecord, RequestForm, SegmentKind
 from parrot_mq.sdk.markers import OutputSpec
 from parrot_mq.sdk.signature import DEFAULT_OUTPUT, Parameter, Role
 from parrot_mq.sdk.template import Template, TemplateWarning, spaced_outputs
+
+MAX_FORMS = 2048
+"""Most encodings that are kept for one output: of each model and priority that it was called with, and sibling."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +29,20 @@ class OutputPlan:
     prompt_end: int
     names: tuple[str, ...]
     earlier: tuple[str, ...]
+    _forms: dict[tuple[str, int, int], RequestForm] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def form(self, function: FunctionRecord, model: str, priority: int, sibling: int = 0) -> RequestForm:
+        """Return the form of the requests for sibling ``sibling`` of this output; equal ones are made once."""
+        key = model, priority, sibling
+        form = self._forms.get(key)
+        if form is None:
+            sampling = self.spec.sibling_sampling(sibling)
+            if len(self._forms) >= MAX_FORMS:
+                self._forms.clear()
+            form = self._forms[key] = RequestForm(
+                function, self.prompt_end, self.names, self.name, model, sampling, self.spec.transform, priority
+            )
+        return form
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class Session:
         self.link = link
         self.partition_number = partition_of(self.id, "s")
         self._producer = ProducerStore(link.store.partition(self.partition_number))
+        self.channel = self._producer.partition.keys.session_channel(self.id)
         settings = link.settings
         self._sender = Sender(self._producer, link.store.ids.token, settings.submit_chunk, settings.submit_timeout_s)
         self._outbox = Outbox(self._send, link.spawn, link.loop, delay_s)
@@ -57,7 +58,7 @@ class Session:
         await self._ensure()
         if not self._is_attached:
             self._is_attached = True
-            self.link.hub(self.partition_number).acquire(self._channel)
+            self.link.hub(self.partition_number).acquire(self.channel)
         return self
 
     async def __aenter__(self) -> Self:
@@ -87,7 +88,7 @@ class Session:
         finally:
             if self._is_attached:
                 self._is_attached = False
-                self.link.hub(self.partition_number).release(self._channel)
+                self.link.hub(self.partition_number).release(self.channel)
 
     async def close(self) -> None:
         """Flush, then let the session take no more work; what is submitted goes on."""
@@ -202,10 +203,6 @@ class Session:
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _channel(self) -> str:
-        return self._producer.partition.keys.session_channel(self.id)
-
     async def _ensure(self) -> None:
         if not self._is_open:
             await self._producer.open_session(self.id, self.tenant)
@@ -222,9 +219,10 @@ class Session:
                 await other.settled.wait()
             for request in submission.requests:
                 for used in request.inputs:
-                    if (refused := used._refused()) is not None:
+                    if used._submission is not submission and (refused := used._refused()) is not None:
                         raise refused
             await self._ensure()
+            submission.send(self.link.hub(self.partition_number).is_subscribed(self.channel))
             await self._sender.send(self.id, submission.variables, submission.requests)
         except RedisError as error:
             raise StoreError(f"Redis refused the submit: {error}") from error

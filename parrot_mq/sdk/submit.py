@@ -38,15 +38,13 @@ class Chunk:
 def check_cycles(requests: Iterable[Request]) -> None:
     """Raise ``CycleError`` that lists the cycle, if a request's inputs depend on its own output."""
     for request in requests:
-        if request.late:
-            path = _path_up(request, request.spec.output)
-            if path is not None:
-                text = " -> ".join([*path, path[0]])
-                raise CycleError(
-                    f"{request.spec.function_name}: its output {request.spec.output_name!r} leads back to its own "
-                    f"input: {text}",
-                    request.spec.output,
-                )
+        path = _path_up(request, request.output) if request.late else None
+        if path is not None:
+            text = " -> ".join([*path, path[0]])
+            raise CycleError(
+                f"{request.function_name}: its output {request.form.output_name!r} leads back to its own input: {text}",
+                request.output,
+            )
 
 
 def _path_up(request: Request, target: str) -> list[str] | None:
@@ -71,7 +69,7 @@ def _path_up(request: Request, target: str) -> list[str] | None:
 
 def in_order(requests: Sequence[Request]) -> Sequence[Request]:
     """Return ``requests`` with producers before consumers; they hold no cycle (``check_cycles``)."""
-    position = {request.spec.output: index for index, request in enumerate(requests)}
+    position = {request.output: index for index, request in enumerate(requests)}
     before = [[position[variable.id] for variable in request.inputs if variable.id in position] for request in requests]
     if all(producer < index for index, producers in enumerate(before) for producer in producers):
         return requests
@@ -91,7 +89,7 @@ def in_order(requests: Sequence[Request]) -> Sequence[Request]:
 
 def cut(variables: Sequence[SemanticVariable], requests: Sequence[Request], max_requests: int) -> list[Chunk]:
     """Return chunks: each variable no later than the first request that names it, requests in their order."""
-    left = {variable.id: variable for variable in variables}
+    left = {variable._id: variable for variable in variables}
     chunks = [Chunk()]
 
     def carry(variable: SemanticVariable) -> None:
@@ -106,12 +104,12 @@ def cut(variables: Sequence[SemanticVariable], requests: Sequence[Request], max_
 
     for request in requests:
         for variable in request.inputs:
-            if left.pop(variable.id, None) is not None:
+            if left.pop(variable._id, None) is not None:
                 carry(variable)
-        if (made := left.pop(request.spec.output, None)) is not None:
+        if (made := left.pop(request.output, None)) is not None:
             carry(made)
         chunk = chunks[-1]
-        num_inputs, size = len(request.inputs), _text_bytes(request)
+        num_inputs, size = len(request.inputs), len(request.text)
         if chunk.requests and (
             len(chunk.requests) >= max_requests
             or chunk.num_inputs + num_inputs > MAX_CHUNK_INPUTS
@@ -125,10 +123,6 @@ def cut(variables: Sequence[SemanticVariable], requests: Sequence[Request], max_
     for variable in left.values():
         carry(variable)
     return chunks
-
-
-def _text_bytes(request: Request) -> int:
-    return sum(len(binding.text) for binding in request.spec.bindings.values() if binding.text is not None)
 
 
 class Sender:
@@ -146,8 +140,10 @@ class Sender:
         Raises the typed error of the chunk that was refused, ``CycleError``, or ``Overloaded`` once the time for
         submits is over.
         """
-        check_cycles(requests)
-        chunks = cut(variables, in_order(requests), self._max_requests)
+        if any(request.premade for request in requests):
+            check_cycles(requests)
+            requests = in_order(requests)
+        chunks = cut(variables, requests, self._max_requests)
         batch = self._token()
         deadline = time.monotonic() + self._timeout_s
         for index, chunk in enumerate(chunks):
@@ -161,8 +157,8 @@ class Sender:
         variables = []
         for made in chunk.variables:
             made._stated = made._wanted
-            variables.append(NewVariable(made.id, made.name, made._given, made._stated))
-        requests = [(request.spec, tuple(v.id for v in request.inputs)) for request in chunk.requests]
+            variables.append(NewVariable(made._id, made._name, made._given, made._stated))
+        requests = [(request, tuple([used._id for used in request.inputs])) for request in chunk.requests]
         while True:
             try:
                 for variable in variables:
@@ -181,8 +177,8 @@ class Sender:
         """Discard what was sent of a batch. A single chunk that was refused left nothing, one without answer may."""
         if len(chunks) < 2 and not isinstance(error, StoreUnavailable):
             return
-        requests = [request.spec.id for chunk in chunks for request in chunk.requests]
-        variables = [variable.id for chunk in chunks for variable in chunk.variables]
+        requests = [request.id for chunk in chunks for request in chunk.requests]
+        variables = [variable._id for chunk in chunks for variable in chunk.variables]
         try:
             await self._producer.discard(batch, requests, variables)
         except ParrotError as problem:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 from parrot_mq.errors import BadType, ConfigError, ErrorRecord, ParrotError, Step, StepError, step_error
 from parrot_mq.messages import LATENCY, TTFT, Objective, VariableState
 from parrot_mq.sdk.ambient import required_session
+from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.explain import Explanation, RequestInfo, consumers, explain, prefix_hash, producer
 from parrot_mq.sdk.graph import Request, Submission
 from parrot_mq.sdk.streaming import stream
@@ -110,7 +111,8 @@ class SemanticVariable:
         """
         if self._text is not None and (self._submission is None or self._submission.settled.is_set()):
             return self._known()
-        return (await self._bound().resolve([self], perf, timeout_s))[0]
+        await self._bound().wait(Collector((self,), perf), timeout_s)
+        return self._known()
 
     def __await__(self) -> Generator[object, None, str]:
         return self.get().__await__()
@@ -210,6 +212,13 @@ class SemanticVariable:
         """Return the submissions that must be confirmed before Redis knows it."""
         made = (self._submission,) if self._submission is not None else ()
         return (*made, self._request.submission) if self._request is not None else made
+
+    def _open_submission(self) -> Submission | None:
+        """Return a submission that it is part of and that is not confirmed: under way, or refused."""
+        for submission in self._submissions():
+            if submission.error is not None or not submission.settled.is_set():
+                return submission
+        return None
 
     def _refused(self) -> ParrotError | None:
         """Return the error of the submit that it was part of, if that was refused."""

@@ -6,7 +6,10 @@ import random
 import secrets
 from typing import Protocol
 
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+_PAIRS = tuple(low + high for high in _ALPHABET for low in _ALPHABET)
+"""Two characters of base 32 for each value of ten bits."""
+_SHIFTS = range(0, 80, 10)
 
 
 class IdSource(Protocol):
@@ -21,8 +24,7 @@ class SystemIds:
 
     def token(self) -> str:
         """Return 16 characters of base 32."""
-        bits = int.from_bytes(secrets.token_bytes(10), "big")
-        return "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 80, 5))
+        return _text(int.from_bytes(secrets.token_bytes(10), "big"))
 
 
 class SeededIds:
@@ -33,5 +35,8 @@ class SeededIds:
 
     def token(self) -> str:
         """Return 16 characters of base 32."""
-        bits = self._random.getrandbits(80)
-        return "".join(_ALPHABET[(bits >> shift) & 31] for shift in range(0, 80, 5))
+        return _text(self._random.getrandbits(80))
+
+
+def _text(bits: int) -> str:
+    return "".join([_PAIRS[bits >> shift & 1023] for shift in _SHIFTS])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from parrot_mq.keys import partition_of
 from parrot_mq.messages import FunctionRecord, Objective, ObjectiveKind, RequestSpec, VariableState
@@ -14,6 +16,33 @@ from parrot_mq.store.records import NewVariable, Value
 
 BATCH_IDS = 64
 """Ids in one call of a script that walks over ids."""
+
+
+class EncodedRequest(Protocol):
+    """A request that is encoded already: ``to_json`` gives what ``RequestSpec.to_json`` gives."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def call(self) -> str:
+        """The id of the call that it is part of."""
+
+    @property
+    def function_name(self) -> str:
+        """The name of its function."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model; empty: whatever engine there is."""
+
+    @property
+    def output(self) -> str:
+        """The id of the variable that it produces."""
+
+    def to_json(self) -> str:
+        """Return it as one line of JSON."""
 
 
 class ProducerStore:
@@ -36,7 +65,7 @@ class ProducerStore:
         batch: str,
         functions: Iterable[FunctionRecord],
         variables: Sequence[NewVariable],
-        requests: Sequence[tuple[RequestSpec, tuple[str, ...]]],
+        requests: Sequence[tuple[RequestSpec | EncodedRequest, tuple[str, ...]]],
         *,
         last: bool,
     ) -> None:
@@ -59,7 +88,7 @@ class ProducerStore:
                 args += ["", "", "", 0, ""]
             else:
                 args += ["1", value.inline, value.fence, value.size_bytes, value.digest]
-            args.append(" ".join(map(str, _statement(variable.objective))) if variable.objective else "")
+            args.append(_statement_text(variable.objective) if variable.objective else "")
         args.append(len(requests))
         for spec, inputs in requests:
             text = spec.to_json()
@@ -162,3 +191,8 @@ def _statement(objective: Objective | None) -> tuple[str, int, int, str]:
         return "", 0, 0, "0"
     is_deadline = "1" if objective.kind is ObjectiveKind.DEADLINE else "0"
     return objective.kind.value, objective.value_ms, objective.strictness, is_deadline
+
+
+@functools.lru_cache(maxsize=256)
+def _statement_text(objective: Objective) -> str:
+    return " ".join(map(str, _statement(objective)))

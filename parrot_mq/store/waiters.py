@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 
 from parrot_mq.store.partition import Partition
 
-POLL_S = 1.0
 RECONNECT_S = 0.05
 
 
@@ -20,7 +19,7 @@ class Waiters:
     """Wakes whoever waits for a variable of one partition.
 
     The protocol: subscribe and wait for the confirmation; register; read the state; wait for a wake-up, with a
-    re-check every few seconds. A confirmation that comes again means a silent reconnect: everybody is woken, since a
+    re-check every few seconds. A confirmation that comes again means a new connection: everybody is woken, since a
     message may have been missed. A wake-up promises nothing; its receiver reads the state again.
     """
 
@@ -57,17 +56,29 @@ class Waiters:
                 try:
                     await self._pubsub.subscribe(*new)
                 except (RedisError, OSError):
-                    self._broken = True  # the reader subscribes anew to all of them
+                    self._broken = True
+                    await self._disconnect()  # which ends the reader's wait; it then subscribes anew to all of them
                 if self._task is None:
                     self._task = asyncio.create_task(self._run(), name="parrot_mq-waiters")
         for channel in channels:
             if event := self._channels.get(channel):
                 await event.wait()
 
+    def is_subscribed(self, channel: str) -> bool:
+        """Whether Redis has confirmed ``channel``: what is published there from now on wakes somebody.
+
+        A message that is lost with its connection counts as told: the new connection's confirmation, which comes after
+        it, wakes everybody.
+        """
+        confirmed = self._channels.get(channel)
+        return confirmed is not None and confirmed.is_set()
+
     async def unsubscribe(self, channel: str) -> None:
-        """Forget a channel."""
+        """Forget a channel, from this moment on: whoever subscribes to it again waits for a new confirmation."""
+        if self._channels.pop(channel, None) is None:
+            return
         async with self._lock:
-            if self._channels.pop(channel, None) is not None and self._pubsub is not None:
+            if self._pubsub is not None and channel not in self._channels:
                 with contextlib.suppress(RedisError, OSError):
                     await self._pubsub.unsubscribe(channel)
 
@@ -90,24 +101,39 @@ class Waiters:
                     await self._subscribe_anew()
                 await self._read()
             except (RedisError, OSError):
+                if self._broken:
+                    await asyncio.sleep(RECONNECT_S)
                 self._broken = True
-                await asyncio.sleep(RECONNECT_S)
 
     async def _read(self) -> None:
-        if self._pubsub is None or not self._pubsub.subscribed:
+        """Take messages until the connection breaks.
+
+        They are read from the connection itself: ``PubSub.get_message`` costs ten times as much, mostly for a time-out
+        and for a reconnect of its own, where ``_subscribe_anew`` is ours.
+        """
+        pubsub = self._pubsub
+        connection = pubsub.connection if pubsub is not None else None
+        if pubsub is None or connection is None:
             await asyncio.sleep(RECONNECT_S)
             return
-        message = await self._pubsub.get_message(timeout=POLL_S)
-        if message is None:
-            return
-        if message["type"] == "subscribe":
-            confirmed = self._channels.get(message["channel"])
-            if confirmed is not None and not confirmed.is_set():
-                confirmed.set()
+        while not self._broken:
+            answer = await connection.read_response(disconnect_on_error=False)
+            if answer is None:
+                continue
+            kind, channel, data = answer
+            if kind == "message":
+                self._wake(data)
             else:
-                self._wake_all()
-        elif message["type"] == "message":
-            self._wake(message["data"])
+                await pubsub.handle_message(answer)  # keeps its own list of channels
+                if kind == "subscribe":
+                    self._confirm(channel)
+
+    def _confirm(self, channel: str) -> None:
+        confirmed = self._channels.get(channel)
+        if confirmed is not None and not confirmed.is_set():
+            confirmed.set()
+        else:
+            self._wake_all()
 
     def _wake(self, message: str) -> None:
         for variable_id in message.split():
@@ -118,13 +144,17 @@ class Waiters:
 
     async def _subscribe_anew(self) -> None:
         async with self._lock:
-            if self._pubsub is not None:
-                with contextlib.suppress(RedisError, OSError):
-                    await self._pubsub.aclose()
+            await self._disconnect()
             self._pubsub = self._partition.blocking.pubsub()
             if self._channels:
                 await self._pubsub.subscribe(*self._channels)
             self._broken = False
+
+    async def _disconnect(self) -> None:
+        if self._pubsub is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._pubsub.aclose()
+            self._pubsub = None
 
     def _wake_all(self) -> None:
         for events in self._events.values():
@@ -139,7 +169,4 @@ class Waiters:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._pubsub is not None:
-            with contextlib.suppress(RedisError, OSError):
-                await self._pubsub.aclose()
-            self._pubsub = None
+        await self._disconnect()

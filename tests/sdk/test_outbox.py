@@ -158,6 +158,15 @@ async def test_outputs_made_before_are_sorted(session: P.Session, service: FakeS
     assert await variables[-1].get(timeout_s=10) == "<step.out:14>"
 
 
+async def test_what_reads_an_output_by_its_id_may_be_called_first(
+    session: P.Session, client: P.Client, service: FakeService
+) -> None:
+    made = session.variable(name="made")
+    following = step(client.variable(made.id), session=session)
+    step("x", out=made, session=session)
+    assert await following.get(timeout_s=10) == "<step.out:13>"
+
+
 async def test_overloaded_is_retried_until_there_is_room() -> None:
     async with fake(StoreSettings(max_live_requests=1)) as store, FakeService(store).serving() as service:
         service.running.clear()

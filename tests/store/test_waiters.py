@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Waiters, connect
@@ -118,6 +120,26 @@ async def test_a_forgotten_channel_wakes_nobody(lab: Lab) -> None:
             await woken(event)
 
 
+async def test_whether_a_channel_is_subscribed_to(lab: Lab) -> None:
+    channel = lab.keys.session_channel("a")
+    async with waiting(lab) as waiters:
+        assert not waiters.is_subscribed(channel)
+        subscribing = asyncio.create_task(waiters.subscribe([channel]))
+        await asyncio.sleep(0)
+        assert not waiters.is_subscribed(channel)  # asked for, not confirmed
+        await asyncio.wait_for(subscribing, 10)
+        assert waiters.is_subscribed(channel)
+        forgetting = asyncio.create_task(waiters.unsubscribe(channel))
+        await asyncio.sleep(0)
+        assert not waiters.is_subscribed(channel)
+        await asyncio.wait_for(waiters.subscribe([channel]), 10)  # before the other has ended
+        await forgetting
+        assert waiters.is_subscribed(channel)
+        with waiters.watching("0-v-a") as event:
+            await lab.redis.publish(channel, "0-v-a")
+            await woken(event)
+
+
 async def test_what_nobody_watches_any_more_is_forgotten(lab: Lab) -> None:
     async with waiting(lab) as waiters:
         with waiters.watching("0-v-a"), waiters.watching("0-v-a"):
@@ -144,6 +166,28 @@ async def test_a_silent_reconnect_wakes_everybody(real: Lab) -> None:
             assert await asyncio.wait_for(heard.get(), 10) == ""
             await real.producer.set_variable(given.id, real.value("x"))
             await woken(event)
+
+
+@pytest.mark.redis
+async def test_a_subscription_that_fails_is_made_anew(real: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = real.keys.session_channel("a"), real.keys.session_channel("b")
+    subscribe, failures = PubSub.subscribe, [RedisConnectionError("gone")] * 2
+
+    async def failing(self: PubSub, *channels: str) -> None:
+        if second in channels and failures:
+            raise failures.pop()
+        await subscribe(self, *channels)
+
+    monkeypatch.setattr(PubSub, "subscribe", failing)
+    async with waiting(real) as waiters:
+        await waiters.subscribe([first])
+        with waiters.watching("0-v-a") as event:
+            await asyncio.wait_for(waiters.subscribe([second]), 10)
+            await woken(event)  # the first channel was away for a moment
+            for channel in (first, second):
+                await real.redis.publish(channel, "0-v-a")
+                await woken(event)
+    assert not failures
 
 
 @pytest.mark.redis
