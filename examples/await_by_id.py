@@ -11,14 +11,17 @@ import parrot_mq as P
 
 
 @P.semantic_function
-def answer(question: P.Input, text: P.Output = P.output(max_tokens=24)):
-    """Question: {{question}}
-    Answer:{{text}}"""
+def note(part: P.Input, text: P.Output = P.output(max_tokens=32)):
+    """You keep the notes of a long meeting.
+    Transcript:
+    {{part}}
+    Note:
+    {{text}}"""
 
 
 async def submit() -> None:
     async with P.connect() as client, client.session(tenant="acme"):
-        text = answer("What do parrots queue for?")
+        text = note("Carla: Put me down to order the museum guide by Monday. It cannot wait.")
         await text.published()  # from here on its id means something to others
         other = await asyncio.create_subprocess_exec(sys.executable, __file__, text.id)
         await other.wait()

@@ -6,27 +6,32 @@ import parrot_mq as P
 
 
 @P.semantic_function
-def minutes_of(chunk: P.Input, summary: P.Output = P.output(max_tokens=64)):
-    """Part of a meeting:
-    {{chunk}}
-    In one line:{{summary}}"""
+def note(part: P.Input, summary: P.Output = P.output(max_tokens=64)):
+    """You keep the notes of a long meeting.
+    Transcript:
+    {{part}}
+    Note:
+    {{summary}}"""
 
 
 @P.semantic_function
-def merged(first: P.Input, second: P.Input, notes: P.Output = P.output(max_tokens=64)):
-    """Join these notes:
+def merge(first: P.Input, second: P.Input, notes: P.Output = P.output(max_tokens=64)):
+    """You keep the notes of a long meeting.
+    Partial notes:
     {{first}}
     {{second}}
-    Notes:{{notes}}"""
+    All notes:
+    {{notes}}"""
 
 
 async def main() -> None:
     async with P.connect() as client, client.session(tenant="acme"):
-        first, second = minutes_of("Ada: I will send the draft on Friday."), minutes_of("Bob: Fine with me.")
-        notes = merged(first, second)  # nothing has been awaited yet: three requests go out as one graph
+        first = note("Anna: I will send the budget report by Friday. The client depends on it.")
+        second = note("Ben: Count on me to book the travel plan by noon. This is urgent.")
+        notes = merge(first, second)  # nothing has been awaited yet: three requests go out as one graph
         async for piece in notes.stream():  # text as it is generated
             print(piece, end="", flush=True)
-        print("\n", await first.get(perf=P.LATENCY, timeout_s=60), sep="")
+        print("\nthe first part alone:", await first.get(perf=P.LATENCY, timeout_s=60))
 
 
 asyncio.run(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from parrot_mq.demo.monitor import StageProgress
+from parrot_mq.demo.monitor import POLL_S, StageProgress
 from parrot_mq.demo.run import BUILDERS, TITLES, Document, Result, Timed
 
 
@@ -41,7 +41,7 @@ class LiveProgress:
     The bars of an application stay when the next one begins.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, now_s: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._progress = Progress(
             TextColumn("  {task.description:<10}"),
@@ -51,10 +51,10 @@ class LiveProgress:
             TimeElapsedColumn(),
             TimeLeft(),
             console=console,
+            get_time=now_s,
         )
         self._tasks: dict[str, TaskID] = {}
         self._num_begun = 0
-        self._began_s = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -68,24 +68,31 @@ class LiveProgress:
     def begin(self, title: str, stages: Sequence[StageProgress]) -> None:
         """Show the stages of an application that starts."""
         self._num_begun += 1
-        self._began_s = time.monotonic()
         self._progress.console.print(f"\n[bold]{self._num_begun} of {2 * len(BUILDERS)}: {escape(title)}[/]")
-        self._tasks = {stage.name: self._progress.add_task(stage.name, total=stage.total, speed="") for stage in stages}
+        self._tasks = {
+            stage.name: self._progress.add_task(stage.name, total=stage.total, start=False, speed="")
+            for stage in stages
+        }
 
     def progress(self, stages: Sequence[StageProgress]) -> None:
-        """Move the bars."""
-        elapsed_s = time.monotonic() - self._began_s
+        """Move the bars. A stage begins when the one before is done, or with its own first answer."""
+        runs = True
         for stage in stages:
-            speed = f"{stage.num_tokens / elapsed_s:,.0f} tokens/s" if stage.num_done and elapsed_s > 0 else ""
-            task = self._tasks[stage.name]
-            if stage.num_done > self._progress.tasks[self._progress.task_ids.index(task)].completed:
-                self._progress.update(task, completed=stage.num_done, speed=speed)
+            task = self._progress.tasks[self._progress.task_ids.index(self._tasks[stage.name])]
+            if (runs or stage.num_done) and not task.started:
+                self._progress.start_task(task.id)
+            if stage.num_done > task.completed:
+                elapsed_s = task.elapsed or 0.0
+                speed = f"{stage.num_tokens / elapsed_s:,.0f} tokens/s" if elapsed_s > POLL_S else ""
+                self._progress.update(task.id, completed=stage.num_done, speed=speed)
+            runs = stage.num_done == stage.total
 
     def end(self, timed: Timed) -> None:
         """Leave the application's bars, and how long it took."""
         bars = self._progress.make_tasks_table(self._progress.tasks)
         for task in self._tasks.values():
             self._progress.remove_task(task)
+        self._progress.refresh()
         self._progress.console.print(bars)
         self._progress.console.print(f"  done in [bold]{timed.elapsed_s:.1f} s[/]")
 

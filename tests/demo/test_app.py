@@ -6,6 +6,7 @@ import asyncio
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -218,20 +219,27 @@ def test_the_report_shows_notes_verdicts_and_times() -> None:
 
 def test_live_progress_shows_stages_and_speed() -> None:
     console = Console(width=120, record=True, force_terminal=True, file=io.StringIO())
-    stages = [StageProgress("map", 4), StageProgress("reduce 1", 1)]
-    with LiveProgress(console) as live:
+    times_s = [0.0]
+    stages = [StageProgress("map", 4), StageProgress("reduce 1", 2)]
+    with LiveProgress(console, lambda: times_s[-1]) as live:
         live.begin("map-reduce through the service", stages)
-        stages[0].num_done, stages[0].num_prompt_tokens = 3, 3000
+        live.progress(stages)
+        times_s.append(2.0)
+        stages[0].num_done, stages[0].num_prompt_tokens = 4, 3000
+        live.progress(stages)
+        times_s.append(3.0)
+        stages[1].num_done, stages[1].num_prompt_tokens = 1, 100
         live.progress(stages)
         live.progress(stages)
         live.end(Timed("- x", 1.25))
         live.begin("chain", [StageProgress("chain", 2)])
     text = console.export_text()
-    assert "1 of 4: map-reduce through the service" in text
-    assert "2 of 4: chain" in text
-    assert "3/4" in text
-    assert "tokens/s" in text
-    assert text.index("left ") < text.index("done in 1.2 s")
+    assert text.index("1 of 4: map-reduce through the service") < text.index("2 of 4: chain")
+    bars, _, rest = text.partition("  done in 1.2 s")
+    assert rest
+    *_, mapped, reduced = bars.rstrip().splitlines()
+    assert re.search(r"4/4 +1,500 tokens/s 0:00:02 *$", mapped)
+    assert re.search(r"1/2 +100 tokens/s 0:00:01 left ", reduced)  # its own second, not the three of the application
 
 
 def test_documents(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ class Pipeline:
             "--max-num-seqs", "4",
         )  # fmt: skip
 
+    def demo_engine(self) -> Service:
+        """An engine with the demo's model."""
+        return self._start("-m", "parrot_workers", "--redis-url", self.url, "--no-calibrate")
+
     def stop(self) -> list[int]:
         return [service.stop() for service in reversed(self.services)]
 
