@@ -14,8 +14,9 @@ PATIENCE_S = 30.0
 
 
 async def all_read(mget: Callable[[Sequence[str]], Awaitable[Sequence[Any]]], keys: Sequence[str]) -> None:
-    """Read the results at ``keys`` as they come, several hundred in a command: ten thousand waiters that poll would slow a
-    peer down unfairly. Raises ``RuntimeError`` if jobs were lost.
+    """Read the results at ``keys`` as they come, several hundred in a command.
+
+    Ten thousand waiters that poll would slow a peer down unfairly. Raises ``RuntimeError`` if jobs were lost.
     """
     missing, deadline = list(keys), time.monotonic() + PATIENCE_S
     while missing:
