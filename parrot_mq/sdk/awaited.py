@@ -7,13 +7,13 @@ from typing import Protocol
 
 from parrot_mq.errors import ParrotError
 from parrot_mq.messages import Objective
-from parrot_mq.store.records import VariableRecord
+from parrot_mq.store.records import Outcome
 
 
 class Listener(Protocol):
     """Who waits for variables."""
 
-    def arrived(self, variable_id: str, outcome: VariableRecord | ParrotError | None) -> None:
+    def arrived(self, variable_id: str, outcome: Outcome | ParrotError | None) -> None:
         """Take the resolved variable (ready or error); None: nobody has made it; or why the wait could not go on."""
 
 

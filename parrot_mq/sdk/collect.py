@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from parrot_mq.errors import ParrotError
 from parrot_mq.messages import Objective
-from parrot_mq.store.records import VariableRecord
+from parrot_mq.store.records import Outcome
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.variable import SemanticVariable
@@ -109,7 +109,7 @@ class Collector:
         self._error = self._error or error
         self._go_on()
 
-    def arrived(self, variable_id: str, outcome: VariableRecord | ParrotError | None) -> None:
+    def arrived(self, variable_id: str, outcome: Outcome | ParrotError | None) -> None:
         """Take an outcome (called by a hub)."""
         variable = self._left.get(variable_id)
         if variable is None:

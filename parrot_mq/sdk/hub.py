@@ -17,7 +17,7 @@ from parrot_mq.sdk.awaited import Awaited, Listener
 from parrot_mq.store.partition import RETRY_S, Partition
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
-from parrot_mq.store.records import VariableRecord
+from parrot_mq.store.records import Outcome
 from parrot_mq.store.waiters import Waiters
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ class Hub:
         for ids in _parts(self._stale()):
             self._apply_states(ids, await self._reader.states(ids), dirty)
         for ids in _parts([vid for vid in dirty if vid in self._entries]):
-            for vid, record in zip(ids, await self._reader.variables(ids), strict=True):
+            for vid, record in zip(ids, await self._reader.outcomes(ids), strict=True):
                 self._apply(vid, record)
         unused, self._unused = self._unused, set()
         for channel in unused:
@@ -229,7 +229,7 @@ class Hub:
                 if state is not VariableState.PENDING:
                     dirty[vid] = None
 
-    def _apply(self, vid: str, record: VariableRecord | None) -> None:
+    def _apply(self, vid: str, record: Outcome | None) -> None:
         entry = self._entries.get(vid)
         if entry is None:
             return
@@ -250,7 +250,7 @@ class Hub:
         if record.state is not VariableState.PENDING:
             self._deliver(vid, record)
 
-    def _deliver(self, vid: str, outcome: VariableRecord | ParrotError | None) -> None:
+    def _deliver(self, vid: str, outcome: Outcome | ParrotError | None) -> None:
         listeners = self._entries[vid].listeners
         self._remove(vid)
         for listener in listeners:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from parrot_mq.sdk.call import Call
     from parrot_mq.sdk.link import Link
     from parrot_mq.sdk.session import Session
-    from parrot_mq.store.records import Value, VariableRecord
+    from parrot_mq.store.records import Outcome, Value
 
 
 class SemanticVariable:
@@ -192,7 +192,7 @@ class SemanticVariable:
         assert self._text is not None
         return self._text
 
-    def _settle(self, record: VariableRecord) -> None:
+    def _settle(self, record: Outcome) -> None:
         """Take over the final state from Redis. A resolved variable lets go of the graph before it."""
         if record.error is not None:
             self._failure = (record.error, None)
