@@ -92,7 +92,7 @@ class ClientSettings(_FromEnv):
 class SchedulerSettings(_FromEnv):
     """The scheduler's settings."""
 
-    leader_ttl_s: float = 2.0
+    leader_ttl_s: float = 1.5
     engine_poll_s: float = 0.25
     reap_interval_s: float = 0.5
     model_grace_s: float = 10.0
