@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -34,3 +35,20 @@ def test_a_command_of_two_words_is_packed_as_two() -> None:
 )
 def test_every_kind_of_address_gets_its_kind_of_connection(url: str, kind: type) -> None:
     assert isinstance(make_client(url).connection_pool.make_connection(), kind)
+
+
+@pytest.mark.redis
+async def test_a_connection_that_the_server_has_closed_is_not_used_again(redis_url: str) -> None:
+    client, other = make_client(redis_url), make_client(redis_url)
+    async with client, other:
+        number = await client.client_id()
+        (connection,) = client.connection_pool._available_connections
+        assert not connection.is_lost
+        assert await other.client_kill_filter(_id=str(number)) == 1
+        for _ in range(500):
+            if connection.is_lost:
+                break
+            await asyncio.sleep(0.01)
+        assert connection.is_lost
+        assert await client.client_id() != number
+        assert not connection.is_lost
