@@ -101,6 +101,8 @@ class SchedulerSettings(_FromEnv):
     """A batch is scheduled at its last chunk, or this long after its first."""
     queue_depth_steps: float = 2.0
     """Requests are dispatched ahead of a free slot by about this many decode steps."""
+    learn_interval_s: float = 5.0
+    """How often what was learned of output lengths is saved for the next leader."""
     lane_credits: int = 8
     """Requests that scripts may put into an idle engine's queue without asking (see ``scheduler.lanes``); 0: none."""
     drain_timeout_s: float = 10.0

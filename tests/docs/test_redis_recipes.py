@@ -108,6 +108,7 @@ class Pipeline(Lab):
             "cpu-1", [("0-r-test", str(await self.redis.hget(self.keys.request("0-r-test"), "fence")))]
         )
         await self.producer.cancel_requests(["0-r-title"])
+        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: 41.5}}) == 1
         await self.scheduler.grant({"tiny-llama": Lane("cpu-1", 8)})
 
 
