@@ -7,7 +7,8 @@
     │   ├── StoreUnavailable       Redis cannot be reached
     │   ├── Overloaded             a limit or Redis' memory is full; ``retry_after_s`` says when to come back
     │   ├── ValueTooLarge          a value exceeds the limit
-    │   └── Fenced                 a newer owner exists: this leader or worker must stop
+    │   ├── Fenced                 a newer owner exists: this leader or worker must stop
+    │   └── NotClaimed             a result came before its claim, and somebody streams it
     ├── SubmitError                a submit was refused as a whole; nothing of it is left behind
     │   ├── UnknownSession, SessionClosed
     │   ├── UnknownVariable        an id that nobody has made
@@ -120,6 +121,10 @@ class ValueTooLarge(StoreError):
 
 class Fenced(StoreError):
     """A newer leader or a newer attempt exists; whoever gets this must stop acting on the object."""
+
+
+class NotClaimed(StoreError):
+    """A result came before the claim of its request, of which the pieces are wanted too."""
 
 
 class SubmitError(ParrotError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parrot_mq.errors import SUBMIT_ERRORS, Fenced, Overloaded, StoreError, SubmitError, UnknownVariable
+from parrot_mq.errors import SUBMIT_ERRORS, Fenced, NotClaimed, Overloaded, StoreError, SubmitError, UnknownVariable
 
 
 def checked(answer: list[Any]) -> list[Any]:
@@ -16,6 +16,8 @@ def checked(answer: list[Any]) -> list[Any]:
         raise Overloaded(message, float(rest[0]) / 1000 if rest else 1.0)
     if kind == "Fenced":
         raise Fenced(message)
+    if kind == "NotClaimed":
+        raise NotClaimed(message)
     if kind in SUBMIT_ERRORS:
         cls: type[SubmitError] = SUBMIT_ERRORS[kind]
         raise cls(message, culprit)

@@ -229,7 +229,7 @@ class Assignment:
 
     ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``). ``offer`` is what the
     claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way, and must
-    write nothing before that is answered. None if the request is large, or streamed.
+    write nothing but its result before that is answered. None if the request is large, or streamed.
     """
 
     entry_id: str

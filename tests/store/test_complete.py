@@ -149,13 +149,17 @@ async def test_a_zombie_is_fenced_out(lab: Lab) -> None:
     assert await lab.text(output) == "fresh"
 
 
-@pytest.mark.parametrize("why", ["cancelled", "unknown", "queued"])
-async def test_what_is_not_running_cannot_complete(lab: Lab, why: str) -> None:
+@pytest.mark.parametrize("why", ["cancelled", "unknown", "ready", "another fence"])
+async def test_what_is_not_ours_cannot_complete(lab: Lab, why: str) -> None:
     request, output = await lab.one(await lab.session())
     await lab.heartbeat()
     fence = await lab.dispatch(request)
     if why == "cancelled":
         await lab.producer.cancel_requests([request])
+    elif why == "ready":
+        await lab.engine.release("e1", [(request, fence)])
+    elif why == "another fence":
+        fence = "2.other"
     name = lab.id("r") if why == "unknown" else request
     with pytest.raises(Fenced, match=name):
         await lab.engine.complete(name, fence, output, lab.value("x"), Usage())

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from parrot_mq.errors import Fenced, NotClaimed
 from parrot_mq.store.records import Assignment, Claim, Usage
 from tests.store.lab import Lab
 
@@ -108,3 +109,42 @@ async def test_a_value_deleted_after_the_offer_is_there_all_the_same(lab: Lab) -
     assert claim == assignment.offer
     await lab.complete(claim, "made of x")
     assert await lab.text(output.id) == "made of x"
+
+
+async def test_a_result_is_a_claim_as_well(lab: Lab) -> None:
+    request, output = await lab.one(await lab.session())
+    assignment = await offered(lab, request)
+    await lab.complete_as(request, assignment.fence, output, "at once")
+    record = await lab.reader.request(request)
+    assert record is not None
+    assert (record.state, record.attempt) == ("done", 1)
+    assert await lab.text(output) == "at once"
+    assert await lab.redis.xlen(lab.keys.engine_queue("e1")) == 0
+    assert (await lab.redis.xpending(lab.keys.engine_queue("e1"), "engine"))["pending"] == 0
+    assert await claimed(lab, assignment) is None
+    assert await lab.state(request) == "done"
+    assert await lab.redis.zcard(lab.keys.leases) == 0
+
+
+async def test_a_result_under_another_fence_is_refused(lab: Lab) -> None:
+    request, output = await lab.one(await lab.session())
+    assignment = await offered(lab, request)
+    with pytest.raises(Fenced, match="not ours"):
+        await lab.complete_as(request, "1.other", output)
+    await lab.engine.release("e1", [(request, assignment.fence)])
+    with pytest.raises(Fenced, match="ready"):
+        await lab.complete_as(request, assignment.fence, output)
+    assert await lab.text(output) is None
+
+
+async def test_a_streamed_output_wants_its_claim_first(lab: Lab) -> None:
+    request, output = await lab.one(await lab.session())
+    assignment = await offered(lab, request)
+    await lab.producer.want(output, stream=True)
+    with pytest.raises(NotClaimed, match="streamed"):
+        await lab.complete_as(request, assignment.fence, output)
+    assert await lab.state(request) == "queued"
+    claim = await claimed(lab, assignment)
+    assert claim is not None
+    await lab.complete(claim, "with its claim")
+    assert await lab.text(output) == "with its claim"

@@ -1,4 +1,4 @@
-"""Requests that begin while they are being claimed: what comes out is written with the claim, or not at all."""
+"""Requests that begin while they are being claimed: what comes out is written as theirs, or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from parrot_mq.errors import Fenced, StoreUnavailable
+from parrot_mq.messages import Transform, TransformKind
 from parrot_mq.store import EngineStore
 from parrot_mq.store.records import Assignment, Claim
 
@@ -32,7 +33,7 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Callable[
     return install
 
 
-async def test_the_engine_begins_before_the_claim_and_nothing_is_written_before_its_answer(
+async def test_a_result_that_comes_before_the_claim_is_the_claim(
     desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
 ) -> None:
     engine, claim_now = gated(), asyncio.Event()
@@ -46,16 +47,39 @@ async def test_the_engine_begins_before_the_claim_and_nothing_is_written_before_
         asked = await desk.ask("echo:early", dispatch_to=worker.engine_id)
         engine.permit()
 
+        assert await desk.value(asked) == "early"
+        record = await desk.request(asked)
+        assert (record.state, record.attempt) == ("done", 1)
+        claim_now.set()
+        other = await desk.ask("echo:after", dispatch_to=worker.engine_id)
+        assert await desk.value(other) == "after"
+        assert (await desk.request(asked)).attempt == 1
+        assert engine.aborted == []
+
+
+async def test_a_failure_waits_for_the_claim(
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
+) -> None:
+    engine, claim_now = gated(), asyncio.Event()
+
+    async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
+        await claim_now.wait()
+        return await start()
+
+    slow_start(through)
+    async with working(open_store, lambda: engine) as worker:
+        transform = Transform(TransformKind.JSON_FIELD, "missing")
+        asked = await desk.ask("echo:no json", dispatch_to=worker.engine_id, transform=transform)
+        engine.permit()
+
         async def finished() -> bool:
             return engine.num_finished == 1
 
         await eventually(finished)
-        await asyncio.sleep(0.05)  # time in which it would be written if it were not held
+        await asyncio.sleep(0.05)  # time in which it would be written if it did not wait
         assert (await desk.request(asked)).state == "queued"
-        assert (await desk.reader.variable(asked.output)).state == "pending"
         claim_now.set()
-        assert await desk.value(asked) == "early"
-        assert (await desk.request(asked)).attempt == 1
+        assert (await desk.resolved(asked)).error.kind == "TransformFailed"
 
 
 async def test_what_turns_out_not_to_be_ours_is_taken_out_of_the_engine(
@@ -108,7 +132,11 @@ async def test_while_the_claim_cannot_be_made_the_engine_goes_on(
         asked = await desk.ask("echo:once", dispatch_to=worker.engine_id)
         engine.permit()
         assert await desk.value(asked) == "once"
-        assert failures == []
+
+        async def retried() -> bool:
+            return not failures
+
+        await eventually(retried)
         assert (await desk.request(asked)).attempt == 1
         assert (len(engine.added), engine.aborted) == (1, [])
 
@@ -150,13 +178,19 @@ async def test_a_stream_asked_for_in_between_gets_all_of_it(
     slow_start(through)
     async with working(open_store, lambda: engine) as worker:
         asked = await desk.ask("echo:one two three", dispatch_to=worker.engine_id)
-        engine.permit()
+
+        async def added() -> bool:
+            return len(engine.added) == 1
 
         async def finished() -> bool:
             return engine.num_finished == 1
 
-        await eventually(finished)
+        await eventually(added)
         await desk.producer.want(asked.output, stream=True)
+        engine.permit()
+        await eventually(finished)
+        await asyncio.sleep(0.05)  # time in which the result would be written if it did not wait for its pieces
+        assert (await desk.request(asked)).state == "queued"
         claim_now.set()
         assert await desk.value(asked) == "one two three"
         assert await desk.streamed(asked) == "one two three"

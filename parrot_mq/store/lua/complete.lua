@@ -8,13 +8,20 @@ local function complete(rid, fence, text, value_fence, size, digest, token_ids, 
                         raw_fence)
   local r = to_be_finished(rid)
   if r.state == 'done' and r.fence == fence then return 'known' end
-  if r.state ~= 'running' or r.fence ~= fence then
+  if (r.state ~= 'running' and r.state ~= 'queued') or r.fence ~= fence then
     return err('Fenced', rid, 'request ' .. rid .. ' is ' .. (r.state or 'gone') .. ' and not ours any more')
   end
   local vid = r.output
   local staged_raw = (raw_fence ~= '') and raw_fence .. '.raw' or ''
   if not is_staged(vid, value_fence) or not is_staged(vid, staged_raw) then return staged_value_lost(vid) end
   local known = to_be_resolved(vid)
+  if r.state == 'queued' then  -- it was offered, and was done before its claim came: this is the claim as well
+    if known[3] == '1' then
+      return err('NotClaimed', rid, 'the output of ' .. rid .. ' is streamed: claim it, and write its pieces, first')
+    end
+    redis.call('HSET', req_key(rid), 'started_ms', now_ms, 'attempt', int(r.attempt + 1))
+    note('started', rid, 'engine', r.engine)
+  end
   -- The output may be gone with its session, if that is not the request's own: then there is nobody to write for.
   if known[1] == 'pending' then
     local fields = value_fields(vid, text, value_fence, size, digest)

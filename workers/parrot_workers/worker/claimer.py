@@ -1,7 +1,8 @@
 """From assignments to sequences: what waits is taken when the engine has room, claimed, and its prompt put together.
 
 An assignment that offers what its claim will be is begun at once, while the claim is under way: the engine computes,
-and what comes out is written once the claim is answered (``Run.answered``). The others begin with the answer.
+and pieces and failures are written once the claim is answered (``Run.answered``), a result even before: it is a claim
+as well. The others begin with the answer.
 """
 
 from __future__ import annotations
@@ -255,8 +256,9 @@ class Claimer:
         for admitted, claim in zip(batch, claims, strict=True):
             waiting, run = admitted.waiting, admitted.run
             if claim is None:
-                log.info("request %s is not ours any more", waiting.assignment.request)
-                if run is not None:
+                if run is None:
+                    log.info("request %s is not ours any more", waiting.assignment.request)
+                elif run.in_engine:  # else its outcome is on the way, or there: that was the claim
                     self._drop(run, "it is not ours any more")
             elif run is not None:
                 self._confirm(run, claim)

@@ -13,6 +13,7 @@ from parrot_mq.errors import (
     ErrorRecord,
     Fenced,
     InvalidRequest,
+    NotClaimed,
     Overloaded,
     StepError,
     StoreError,
@@ -73,6 +74,7 @@ class Delivery:
 
     async def flush(self, run: Run) -> None:
         """Write what has not been streamed yet. The lock keeps the pieces in order."""
+        await run.claimed()
         async with run.emitting:
             if run.dropped or (piece := run.take_piece()) is None:
                 return
@@ -86,7 +88,6 @@ class Delivery:
 
     async def finish(self, run: Run, output: SequenceOutput) -> None:
         """Write the outcome of ``run``: its value, or the error that it ended with."""
-        await run.claimed()
         if run.streamed:
             await self.flush(run)
         try:
@@ -104,13 +105,24 @@ class Delivery:
             finish=output.finish.value if output.finish else "",
         )
         completion = Completion(*run.pair, run.spec.output, value, usage, raw)
-        await self._persist(run, lambda: self._outbox(run.store).put(completion))
+
+        async def complete() -> None:
+            try:
+                await self._outbox(run.store).put(completion)
+            except NotClaimed:  # somebody streams it since it was offered
+                await run.claimed()
+                await self.flush(run)
+                await self._outbox(run.store).put(completion)
+
+        await self._persist(run, complete)
 
     async def fail(self, run: Run, error: StepError, *, retry: bool) -> None:
         """Write a failed attempt."""
         request, fence = run.pair
         record = ErrorRecord(type(error).__name__, str(error), request, self._engine_id(), run.claim.attempt)
         log.info("request %s failed (%s): %s", request, "will be retried" if retry else "for good", error)
+
+        await run.claimed()
 
         async def fail() -> None:
             async with self._slots:
@@ -146,8 +158,7 @@ class Delivery:
             raise InvalidRequest(f"{where} cannot be stored: {error}") from None
 
     async def _persist(self, run: Run, write: Callable[[], Awaitable[None]]) -> None:
-        """Write once the run is claimed and Redis takes it; a run that is not ours any more is dropped."""
-        await run.claimed()
+        """Write once Redis takes it; a run that is not ours any more is dropped."""
         deadline_s = monotonic_s() + GIVE_UP_S
         while not run.dropped:
             try:

@@ -74,7 +74,7 @@ class Run:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether it is ours for certain; nothing may be written before."""
+        """Whether it is ours for certain; before, only its result may be written."""
         return self.answered is None or self.answered.done()
 
     async def claimed(self) -> None:
