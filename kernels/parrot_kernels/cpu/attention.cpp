@@ -1,0 +1,398 @@
+// Attention over a paged KV cache, piece by piece: a piece is a range of keys with the query rows that see it.
+//
+// A work item is (piece, tile of its rows, KV head). The query heads of a KV head are rows of the same tile, so a tile
+// of keys is packed once and then read from L1 by all rows of a prefix group. An item runs a blocked softmax over its
+// keys (Dao et al., FlashAttention-2, 2023). A row that has one piece is finished by its item; the other rows' parts
+// (output and log-sum-exp in float32) are merged by a second pass, always in the order of the keys. Nothing depends on
+// which thread ran what, and a row's arithmetic does not depend on the other rows of its tile.
+//
+// With AVX-512 BF16, bf16 operands stay bf16 and are multiplied in pairs; else everything is widened to float32.
+#include "simd.h"
+
+#include <algorithm>
+#include <vector>
+
+using namespace parrot;
+
+namespace {
+
+constexpr int BLOCK = 16;      // keys of a cache block
+constexpr int TILE_KEYS = 64;  // keys of a tile
+constexpr int TILE_ROWS = 64;  // rows (query x head) of a tile
+constexpr int MAX_DIM = 128;
+constexpr float NOTHING = -INFINITY;
+
+// How operands lie in packed tiles: a word is what one lane of a fused multiply-add takes.
+struct FloatWords {
+  using word = float;
+  static constexpr int PER_WORD = 1;
+  static vec vector(const float* p) { return load(p); }
+  static vec repeated(const float* p) { return set(*p); }
+  static vec multiply_add(vec a, vec b, vec sum) { return fma(a, b, sum); }
+};
+
+#if defined(__AVX512BF16__)
+struct PairWords {
+  using word = uint32_t;
+  static constexpr int PER_WORD = 2;
+  static __m512bh vector(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512bh repeated(const uint32_t* p) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*p)); }
+  static vec multiply_add(__m512bh a, __m512bh b, vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
+};
+#endif
+
+template <class T>
+struct WordsOf {
+  using type = FloatWords;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WordsOf<bf16> {
+  using type = PairWords;
+};
+#endif
+
+// C[ROWS, VECS * LANES] = C * decay + A[ROWS, depth] B[depth, VECS * LANES]; without decay C starts at zero.
+template <class W, int ROWS, int VECS>
+inline void multiply_block(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                           int ldc, const float* decay) {
+  vec sums[ROWS][VECS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECS; ++v) sums[r][v] = decay ? load(c + r * ldc + v * LANES) * set(decay[r]) : zero();
+  for (int k = 0; k < depth; ++k) {
+    decltype(W::vector(b)) columns[VECS];
+    for (int v = 0; v < VECS; ++v) columns[v] = W::vector(b + k * ldb + v * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+      auto x = W::repeated(a + r * lda + k);
+      for (int v = 0; v < VECS; ++v) sums[r][v] = W::multiply_add(x, columns[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECS; ++v) store(c + r * ldc + v * LANES, sums[r][v]);
+}
+
+template <class W, int ROWS>
+inline void multiply_rows(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                          int ldc, int columns, const float* decay) {
+  int j = 0;
+  for (; j + 4 * LANES <= columns; j += 4 * LANES)
+    multiply_block<W, ROWS, 4>(a, lda, b + j, ldb, depth, c + j, ldc, decay);
+  for (; j < columns; j += LANES) multiply_block<W, ROWS, 1>(a, lda, b + j, ldb, depth, c + j, ldc, decay);
+}
+
+template <class W>
+inline void multiply(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                     int ldc, int rows, int columns, const float* decay) {
+  constexpr int STEP = LANES == 16 ? 4 : 2;  // as many sums as fit the registers
+  int r = 0;
+  for (; r + STEP <= rows; r += STEP)
+    multiply_rows<W, STEP>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+  if (STEP == 4 && r + 2 <= rows) {
+    multiply_rows<W, 2>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+    r += 2;
+  }
+  if (r < rows)
+    multiply_rows<W, 1>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+}
+
+template <class T>
+inline void copy_words(const T* from, float* to, int count) {
+  for (int i = 0; i < count; i += LANES) store(to + i, load(from + i));
+}
+
+inline void copy_words(const bf16* from, uint32_t* to, int count) { std::memcpy(to, from, count * sizeof(bf16)); }
+
+// Transpose the 16 rows of `words` words at `from` into 16 neighbouring columns of `to`, a matrix TILE_KEYS wide.
+template <class Word>
+inline void transpose_block(const Word* from, Word* to, int words) {
+#if defined(__AVX512F__)
+  for (int i = 0; i < words; i += 16) {
+    __m512i r[16], t[16];
+    for (int k = 0; k < 16; ++k) r[k] = _mm512_loadu_si512(from + k * words + i);
+    for (int k = 0; k < 16; k += 2) {
+      t[k] = _mm512_unpacklo_epi32(r[k], r[k + 1]);
+      t[k + 1] = _mm512_unpackhi_epi32(r[k], r[k + 1]);
+    }
+    for (int k = 0; k < 16; k += 4)
+      for (int h = 0; h < 2; ++h) {
+        r[k + 2 * h] = _mm512_unpacklo_epi64(t[k + h], t[k + h + 2]);
+        r[k + 2 * h + 1] = _mm512_unpackhi_epi64(t[k + h], t[k + h + 2]);
+      }
+    // r[4 q + j] holds, in its four 128-bit lanes l, column 4 l + j of rows 4 q to 4 q + 3.
+    for (int j = 0; j < 4; ++j) {
+      __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+      __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+      t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
+      t[8 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
+      t[4 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
+      t[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    for (int k = 0; k < 16; ++k) _mm512_storeu_si512(to + (i + k) * TILE_KEYS, t[k]);
+  }
+#else
+  for (int key = 0; key < BLOCK; key += 8)
+    for (int i = 0; i < words; i += 8) {
+      __m256 r[8], t[8];
+      for (int k = 0; k < 8; ++k) r[k] = _mm256_loadu_ps(from + (key + k) * words + i);
+      for (int k = 0; k < 8; k += 2) {
+        t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
+        t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+      }
+      for (int k = 0; k < 8; k += 4)
+        for (int h = 0; h < 2; ++h) {
+          r[k + 2 * h] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0x44);
+          r[k + 2 * h + 1] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0xee);
+        }
+      for (int j = 0; j < 4; ++j) {
+        _mm256_storeu_ps(to + (i + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x20));
+        _mm256_storeu_ps(to + (i + 4 + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x31));
+      }
+    }
+#endif
+}
+
+// Pack a cache block's keys as 16 columns of a tile.
+template <class W>
+inline void pack_keys(const bf16* keys, typename W::word* tile, int dim);
+
+template <>
+inline void pack_keys<FloatWords>(const bf16* keys, float* tile, int dim) {
+  alignas(64) float wide[BLOCK * MAX_DIM];
+  copy_words(keys, wide, BLOCK * dim);
+  transpose_block(wide, tile, dim);
+}
+
+template <class W>
+inline void pack_keys(const float* keys, float* tile, int dim) {
+  transpose_block(keys, tile, dim);
+}
+
+// Pack `count` rows of values; rows that pad the last word are zero.
+template <class W, class T>
+inline void pack_values(const T* values, float* tile, int count, int dim) {
+  copy_words(values, tile, count * dim);
+}
+
+#if defined(__AVX512BF16__)
+template <>
+inline void pack_keys<PairWords>(const bf16* keys, uint32_t* tile, int dim) {
+  transpose_block(reinterpret_cast<const uint32_t*>(keys), tile, dim / 2);
+}
+
+// Word (k / 2, i) holds element i of row k and of row k + 1.
+template <class W, class T>
+inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) {
+  alignas(64) uint16_t low[32], high[32];
+  for (int i = 0; i < 16; ++i) {
+    low[2 * i] = i, low[2 * i + 1] = 32 + i;
+    high[2 * i] = 16 + i, high[2 * i + 1] = 48 + i;
+  }
+  __m512i pick_low = _mm512_load_si512(low), pick_high = _mm512_load_si512(high);
+  for (int k = 0; k < count; k += 2, tile += dim)
+    for (int i = 0; i < dim; i += 32) {
+      __m512i even = _mm512_loadu_si512(values + k * dim + i);
+      __m512i odd = k + 1 < count ? _mm512_loadu_si512(values + (k + 1) * dim + i) : _mm512_setzero_si512();
+      _mm512_storeu_si512(tile + i, _mm512_permutex2var_epi16(even, pick_low, odd));
+      _mm512_storeu_si512(tile + i + 16, _mm512_permutex2var_epi16(even, pick_high, odd));
+    }
+}
+#endif
+
+inline void store_words(float* to, int i, vec x) { store(to + i, x); }
+inline void store_words(uint32_t* to, int i, vec x) { store(reinterpret_cast<bf16*>(to) + i, x); }
+
+struct Scores {
+  float scale, softcap;  // softcap 0: none
+  int64_t window;        // 0: none
+};
+
+struct RowState {
+  float largest, sum, decay;
+};
+
+// Turn a row of raw scores into probabilities (relative to the largest score so far) of the keys in [first, last).
+template <class Word>
+inline void softmax_row(const float* scores, Word* probabilities, int columns, int first, int last, const Scores& how,
+                        RowState& state) {
+  constexpr int MAX_VECS = TILE_KEYS / LANES;
+  vec x[MAX_VECS], highest = set(NOTHING);
+  int vecs = columns / LANES;
+  for (int v = 0; v < vecs; ++v) {
+    vec score = load(scores + v * LANES) * set(how.scale);
+    if (how.softcap > 0) score = set(how.softcap) * tanh(score * set(1.0f / how.softcap));
+    vec key = lane_numbers() + set(static_cast<float>(v * LANES));
+    score = where_less(key, set(static_cast<float>(first)), set(NOTHING), score);
+    x[v] = where_less(key, set(static_cast<float>(last)), score, set(NOTHING));
+    highest = larger(highest, x[v]);
+  }
+  float top = std::fmax(state.largest, largest(highest));
+  if (top == NOTHING) {  // no key yet
+    for (int v = 0; v < vecs; ++v) store_words(probabilities, v * LANES, zero());
+    state.decay = 1;
+    return;
+  }
+  vec sums = zero();
+  for (int v = 0; v < vecs; ++v) {
+    vec p = exp(x[v] - set(top));
+    sums = sums + p;
+    store_words(probabilities, v * LANES, p);
+  }
+  state.decay = std::exp(state.largest - top);
+  state.sum = state.sum * state.decay + sum(sums);
+  state.largest = top;
+}
+
+struct Plan {
+  const int32_t *first_key, *num_keys;          // [pieces]
+  const int32_t *block_start, *blocks;          // [pieces + 1], [...]
+  const int32_t *row_start, *rows, *parts;      // [pieces + 1], [entries]: the query row and its part (-1: it has one)
+  const int32_t *positions;                     // [tokens] of the query rows in their sequences
+  const int32_t *merge_rows, *merge_start;      // [merges], [merges + 1]: parts of a row, in the order of the keys
+  int64_t pieces, merges;
+};
+
+template <class T>
+struct Attention {
+  using Words = typename WordsOf<T>::type;
+  using Word = typename Words::word;
+
+  Plan plan;
+  const T *query, *key_cache, *value_cache;
+  T* out;
+  float *lse, *part_out, *part_lse;
+  int64_t heads, kv_heads, query_stride;
+  int dim;
+  Scores how;
+
+  int fold() const { return static_cast<int>(heads / kv_heads); }
+  int entries_per_tile() const { return std::max(1, TILE_ROWS / fold()); }
+
+  void run_item(int64_t piece, int64_t first_entry, int64_t last_entry, int64_t kv_head) const {
+    alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], k[MAX_DIM / Words::PER_WORD * TILE_KEYS];
+    alignas(64) Word v[TILE_KEYS / Words::PER_WORD * MAX_DIM], p[TILE_ROWS * TILE_KEYS / Words::PER_WORD];
+    alignas(64) float s[TILE_ROWS * TILE_KEYS], o[TILE_ROWS * MAX_DIM];
+    RowState state[TILE_ROWS];
+    float decay[TILE_ROWS];
+    const int words = dim / Words::PER_WORD, group = fold();
+    const int rows = static_cast<int>(last_entry - first_entry) * group;
+    int64_t end = 0;  // keys of the piece that some row of the tile sees
+    int64_t start = plan.num_keys[piece];
+    for (int r = 0; r < rows; ++r) {
+      int64_t row = plan.rows[first_entry + r / group];
+      copy_words(query + row * query_stride + (kv_head * group + r % group) * dim, q + r * words, dim);
+      state[r] = {NOTHING, 0, 1};
+      int64_t first, last;
+      seen(piece, row, first, last);
+      start = std::min(start, first), end = std::max(end, last);
+    }
+    std::memset(o, 0, sizeof(float) * rows * dim);
+    // Tiles lie at multiples of their size from the start of the piece, whichever of them are needed.
+    for (int64_t tile = start / TILE_KEYS * TILE_KEYS; tile < end; tile += TILE_KEYS) {
+      int count = static_cast<int>(std::min<int64_t>(TILE_KEYS, end - tile));
+      int columns = (count + BLOCK - 1) / BLOCK * BLOCK;
+      const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
+      for (int j = 0; j < columns; j += BLOCK)
+        pack_keys<Words>(page(key_cache, blocks[j / BLOCK], kv_head), k + j, dim);
+      multiply<Words>(q, words, k, TILE_KEYS, words, s, TILE_KEYS, rows, columns, nullptr);
+      for (int r = 0; r < rows; ++r) {
+        int64_t first, last;
+        seen(piece, plan.rows[first_entry + r / group], first, last);
+        softmax_row(s + r * TILE_KEYS, p + r * (TILE_KEYS / Words::PER_WORD), columns, clamp(first - tile),
+                    clamp(last - tile), how, state[r]);
+        decay[r] = state[r].decay;
+      }
+      for (int j = 0; j < count; j += BLOCK)
+        pack_values<Words, T>(page(value_cache, blocks[j / BLOCK], kv_head), v + j / Words::PER_WORD * dim,
+                              std::min(BLOCK, count - j), dim);
+      int depth = (count + Words::PER_WORD - 1) / Words::PER_WORD;
+      multiply<Words>(p, TILE_KEYS / Words::PER_WORD, v, dim, depth, o, dim, rows, dim, decay);
+    }
+    for (int r = 0; r < rows; ++r)
+      finish(first_entry + r / group, kv_head * group + r % group, o + r * dim, state[r]);
+  }
+
+  // The keys [first, last) of a piece that a query row sees: causal, and at most a window back.
+  void seen(int64_t piece, int64_t row, int64_t& first, int64_t& last) const {
+    int64_t position = plan.positions[row] - plan.first_key[piece];
+    last = std::min<int64_t>(std::max<int64_t>(position + 1, 0), plan.num_keys[piece]);
+    first = how.window > 0 ? std::min(std::max<int64_t>(position + 1 - how.window, 0), last) : 0;
+  }
+
+  static int clamp(int64_t key) { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(key, 0), TILE_KEYS)); }
+
+  const T* page(const T* cache, int64_t block, int64_t kv_head) const {
+    return cache + (block * kv_heads + kv_head) * BLOCK * dim;
+  }
+
+  void finish(int64_t entry, int64_t head, const float* row, const RowState& state) const {
+    float value = state.sum > 0 ? state.largest + std::log(state.sum) : state.sum == 0 ? NOTHING : state.sum;
+    vec factor = set(state.sum == 0 ? 0.0f : 1.0f / state.sum);
+    if (plan.parts[entry] < 0) {
+      int64_t at = plan.rows[entry] * heads + head;
+      lse[at] = value;
+      for (int i = 0; i < dim; i += LANES) store(out + at * dim + i, load(row + i) * factor);
+    } else {
+      int64_t at = plan.parts[entry] * heads + head;
+      part_lse[at] = value;
+      for (int i = 0; i < dim; i += LANES) store(part_out + at * dim + i, load(row + i) * factor);
+    }
+  }
+
+  void merge(int64_t index) const {
+    for (int64_t head = 0; head < heads; ++head) {
+      int64_t at = plan.merge_rows[index] * heads + head;
+      int32_t begin = plan.merge_start[index], end = plan.merge_start[index + 1];
+      float top = NOTHING, sum = 0;
+      for (int32_t part = begin; part < end; ++part) top = std::fmax(top, part_lse[part * heads + head]);
+      vec sums[MAX_DIM / LANES];
+      for (int i = 0; i < dim / LANES; ++i) sums[i] = zero();
+      for (int32_t part = begin; part < end; ++part) {
+        if (part_lse[part * heads + head] == NOTHING) continue;
+        float weight = std::exp(part_lse[part * heads + head] - top);
+        sum += weight;
+        const float* from = part_out + (part * heads + head) * dim;
+        for (int i = 0; i < dim / LANES; ++i) sums[i] = fma(load(from + i * LANES), set(weight), sums[i]);
+      }
+      lse[at] = sum == 0 ? NOTHING : top + std::log(sum);
+      vec factor = set(sum == 0 ? 0.0f : 1.0f / sum);
+      for (int i = 0; i < dim / LANES; ++i) store(out + at * dim + i * LANES, sums[i] * factor);
+    }
+  }
+
+  void run(int threads) const {
+    std::vector<int64_t> first_tile(plan.pieces + 1, 0);
+    for (int64_t i = 0; i < plan.pieces; ++i) {
+      int64_t entries = plan.row_start[i + 1] - plan.row_start[i];
+      first_tile[i + 1] = first_tile[i] + (entries + entries_per_tile() - 1) / entries_per_tile();
+    }
+    int64_t items = first_tile[plan.pieces] * kv_heads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < items; ++item) {
+        int64_t tile = item / kv_heads;
+        int64_t piece = std::upper_bound(first_tile.begin(), first_tile.end(), tile) - first_tile.begin() - 1;
+        int64_t first = plan.row_start[piece] + (tile - first_tile[piece]) * entries_per_tile();
+        run_item(piece, first, std::min<int64_t>(first + entries_per_tile(), plan.row_start[piece + 1]),
+                 item % kv_heads);
+      }
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < plan.merges; ++i) merge(i);
+    }
+  }
+};
+
+}  // namespace
+
+#define EXPORT(T, SUFFIX)                                                                                             \
+  extern "C" void parrot_attention_##SUFFIX(                                                                          \
+      const Plan* plan, const T* query, const T* key_cache, const T* value_cache, T* out, float* lse,                 \
+      float* part_out, float* part_lse, int64_t heads, int64_t kv_heads, int64_t query_stride, int64_t dim,           \
+      float scale, float softcap, int64_t window, int threads) {                                                      \
+    Attention<T> attention{*plan, query, key_cache, value_cache, out, lse, part_out, part_lse, heads, kv_heads,       \
+                           query_stride, static_cast<int>(dim), {scale, softcap, window}};                            \
+    attention.run(threads);                                                                                           \
+  }
+
+EXPORT(float, f32)
+EXPORT(bf16, bf16)
