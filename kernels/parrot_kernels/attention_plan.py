@@ -132,8 +132,8 @@ class AttentionPlan:
             groups.setdefault(self.block_tables[i][depth] if is_full else ("alone", i), []).append(i)
         return list(groups.values())
 
-    def _full_blocks(self, member: int) -> Sequence[int]:
-        return self.block_tables[member][: self.context_lens[member] // BLOCK_SIZE]
+    def _full_blocks(self, member: int) -> list[int]:
+        return list(self.block_tables[member][: self.context_lens[member] // BLOCK_SIZE])
 
     def _piece(self, members: list[int], first_block: int, end: int) -> Piece:
         blocks = self.block_tables[members[0]][first_block : -(-end // BLOCK_SIZE)]

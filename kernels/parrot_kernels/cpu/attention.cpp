@@ -182,12 +182,11 @@ inline void pack_keys<PairWords>(const bf16* keys, uint32_t* tile, int dim) {
 // Word (k / 2, i) holds element i of row k and of row k + 1.
 template <class W, class T>
 inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) {
-  alignas(64) uint16_t low[32], high[32];
-  for (int i = 0; i < 16; ++i) {
-    low[2 * i] = i, low[2 * i + 1] = 32 + i;
-    high[2 * i] = 16 + i, high[2 * i + 1] = 48 + i;
-  }
-  __m512i pick_low = _mm512_load_si512(low), pick_high = _mm512_load_si512(high);
+  // Elements 0, 32, 1, 33, ... of two rows put together, and the same from element 16 on.
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i pick_low = _mm512_add_epi32(_mm512_mullo_epi32(numbers, _mm512_set1_epi32(0x10001)),
+                                            _mm512_set1_epi32(0x200000));
+  const __m512i pick_high = _mm512_add_epi32(pick_low, _mm512_set1_epi32(0x100010));
   for (int k = 0; k < count; k += 2, tile += dim)
     for (int i = 0; i < dim; i += 32) {
       __m512i even = _mm512_loadu_si512(values + k * dim + i);
@@ -267,7 +266,13 @@ struct Attention {
   int fold() const { return static_cast<int>(heads / kv_heads); }
   int entries_per_tile() const { return std::max(1, TILE_ROWS / fold()); }
 
-  void run_item(int64_t piece, int64_t first_entry, int64_t last_entry, int64_t kv_head) const {
+  struct Item {
+    int64_t piece, first_entry, last_entry, kv_head;
+  };
+
+  // Compute `item`; meanwhile fetch the keys and values that this thread will want after it.
+  void run_item(const Item& item, const Item* next) const {
+    const auto [piece, first_entry, last_entry, kv_head] = item;
     alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], k[MAX_DIM / Words::PER_WORD * TILE_KEYS];
     alignas(64) Word v[TILE_KEYS / Words::PER_WORD * MAX_DIM], p[TILE_ROWS * TILE_KEYS / Words::PER_WORD];
     alignas(64) float s[TILE_ROWS * TILE_KEYS], o[TILE_ROWS * MAX_DIM];
@@ -291,6 +296,10 @@ struct Attention {
       int count = static_cast<int>(std::min<int64_t>(TILE_KEYS, end - tile));
       int columns = (count + BLOCK - 1) / BLOCK * BLOCK;
       const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
+      if (tile + TILE_KEYS < end)
+        prefetch(piece, tile + TILE_KEYS, kv_head);
+      else if (next != nullptr)
+        prefetch(next->piece, 0, next->kv_head);
       for (int j = 0; j < columns; j += BLOCK)
         pack_keys<Words>(page(key_cache, blocks[j / BLOCK], kv_head), k + j, dim);
       multiply<Words>(q, words, k, TILE_KEYS, words, s, TILE_KEYS, rows, columns, nullptr);
@@ -309,6 +318,17 @@ struct Attention {
     }
     for (int r = 0; r < rows; ++r)
       finish(first_entry + r / group, kv_head * group + r % group, o + r * dim, state[r]);
+  }
+
+  // Pages lie apart, so that the hardware does not see them coming.
+  void prefetch(int64_t piece, int64_t tile, int64_t kv_head) const {
+    const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
+    int64_t keys = std::min<int64_t>(TILE_KEYS, plan.num_keys[piece] - tile);
+    for (int64_t j = 0; j < keys; j += BLOCK)
+      for (const T* cache : {key_cache, value_cache}) {
+        const char* from = reinterpret_cast<const char*>(page(cache, blocks[j / BLOCK], kv_head));
+        for (size_t i = 0; i < BLOCK * dim * sizeof(T); i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
+      }
   }
 
   // The keys [first, last) of a piece that a query row sees: causal, and at most a window back.
@@ -365,16 +385,20 @@ struct Attention {
       int64_t entries = plan.row_start[i + 1] - plan.row_start[i];
       first_tile[i + 1] = first_tile[i] + (entries + entries_per_tile() - 1) / entries_per_tile();
     }
-    int64_t items = first_tile[plan.pieces] * kv_heads;
+    const int64_t items = first_tile[plan.pieces] * kv_heads;
+    auto locate = [&](int64_t number) {
+      int64_t tile = number / kv_heads;
+      int64_t piece = std::upper_bound(first_tile.begin(), first_tile.end(), tile) - first_tile.begin() - 1;
+      int64_t first = plan.row_start[piece] + (tile - first_tile[piece]) * entries_per_tile();
+      int64_t last = std::min<int64_t>(first + entries_per_tile(), plan.row_start[piece + 1]);
+      return Item{piece, first, last, number % kv_heads};
+    };
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t item = 0; item < items; ++item) {
-        int64_t tile = item / kv_heads;
-        int64_t piece = std::upper_bound(first_tile.begin(), first_tile.end(), tile) - first_tile.begin() - 1;
-        int64_t first = plan.row_start[piece] + (tile - first_tile[piece]) * entries_per_tile();
-        run_item(piece, first, std::min<int64_t>(first + entries_per_tile(), plan.row_start[piece + 1]),
-                 item % kv_heads);
+      for (int64_t number = 0; number < items; ++number) {
+        Item next = locate(std::min(number + threads, items - 1));
+        run_item(locate(number), number + threads < items ? &next : nullptr);
       }
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < plan.merges; ++i) merge(i);

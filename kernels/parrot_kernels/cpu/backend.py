@@ -35,24 +35,20 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
+_PLAN_ARRAYS = (
+    "first_key", "num_keys", "block_start", "blocks", "row_start", "rows", "parts", "positions", "merge_rows",
+    "merge_start",
+)  # fmt: skip
+
+
 class _Plan(ctypes.Structure):
     """``Plan`` of attention.cpp."""
 
-    _fields_ = [
-        *[
-            (name, _POINTER)
-            for name in (
-                "first_key", "num_keys", "block_start", "blocks", "row_start", "rows", "parts", "positions",
-                "merge_rows", "merge_start",
-            )
-        ],
-        ("pieces", _INT64),
-        ("merges", _INT64),
-    ]  # fmt: skip
+    _fields_ = [*((name, _POINTER) for name in _PLAN_ARRAYS), ("pieces", _INT64), ("merges", _INT64)]
 
     @classmethod
     def of(cls, arrays: PlanArrays) -> _Plan:
-        pointers = [getattr(arrays, name).data_ptr() for name, kind in cls._fields_ if kind is _POINTER]
+        pointers = [getattr(arrays, name).data_ptr() for name in _PLAN_ARRAYS]
         return cls(*pointers, arrays.num_keys.numel(), arrays.merge_rows.numel())
 
 

@@ -99,8 +99,11 @@ def _run(command: list[str], timeout_s: float) -> str:
 
 
 def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (base / "parrot_mq" / "kernels", Path(tempfile.gettempdir()) / f"parrot_mq-kernels-{os.getuid()}"):
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    temporary = Path(tempfile.gettempdir()) / f"parrot_mq-kernels-{os.getuid()}"
+    for folder in (base / "parrot_mq" / "kernels", temporary):
+        if not folder.is_absolute():  # there is no home
+            continue
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
