@@ -272,4 +272,4 @@ def test_a_plan_covers_every_key_of_every_row_once() -> None:
 
 def test_sources_are_package_data() -> None:
     folder = Path(CpuBackend.__init__.__code__.co_filename).parent
-    assert {path.name for path in folder.iterdir()} >= {"attention.cpp", "elementwise.cpp", "simd.h"}
+    assert {path.name for path in folder.iterdir()} >= {"attention.cpp", "elementwise.cpp", "simd.h", "tiles.h"}

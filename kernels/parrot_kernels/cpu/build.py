@@ -24,7 +24,7 @@ from parrot_kernels.cpu.variant import Variant
 from parrot_kernels.errors import KernelBuildError
 
 SOURCES = ["attention.cpp", "elementwise.cpp"]
-HEADERS = ["simd.h"]
+HEADERS = ["simd.h", "tiles.h"]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-shared"]
 COMPILE_TIMEOUT_S = 120.0
 LOCK_TIMEOUT_S = 150.0
