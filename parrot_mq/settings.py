@@ -92,7 +92,7 @@ class ClientSettings(_FromEnv):
 class SchedulerSettings(_FromEnv):
     """The scheduler's settings."""
 
-    leader_ttl_s: float = 2.0
+    leader_ttl_s: float = 1.5
     engine_poll_s: float = 0.25
     reap_interval_s: float = 0.5
     model_grace_s: float = 10.0
@@ -101,6 +101,8 @@ class SchedulerSettings(_FromEnv):
     """A batch is scheduled at its last chunk, or this long after its first."""
     queue_depth_steps: float = 2.0
     """Requests are dispatched ahead of a free slot by about this many decode steps."""
+    learn_interval_s: float = 5.0
+    """How often what was learned of output lengths is saved for the next leader."""
     lane_credits: int = 8
     """Requests that scripts may put into an idle engine's queue without asking (see ``scheduler.lanes``); 0: none."""
     drain_timeout_s: float = 10.0

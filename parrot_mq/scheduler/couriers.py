@@ -1,16 +1,23 @@
-"""Small errands off the hot path: fetching templates, granting lanes, telling engines about changed objectives."""
+"""Small errands off the hot path: templates, lanes, what was learned, changed objectives."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 
+from parrot_mq.errors import Overloaded
 from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.policy.lengths import Means
 from parrot_mq.scheduler.signals import Bell
-from parrot_mq.store import EngineStore
 from parrot_mq.store.scheduler import SchedulerStore
 
+log = logging.getLogger(__name__)
+
 IDLE_S = 1.0
+LENGTHS_PART = 100
+"""Functions in one script call."""
 SLICE = 500
 """Requests described between two chances for others to run."""
 
@@ -29,7 +36,8 @@ class TemplateCourier:
         while not self._over.is_set():
             for key in self._core.templates.missing():
                 partition, tenant, digest = key
-                record = await EngineStore(self._stores[partition].partition).function(tenant, digest)
+                record, means = await self._stores[partition].template(tenant, digest)
+                self._core.lengths.recall(tenant, digest, means)
                 missed = self._core.templates.store(key, record)
                 for start in range(0, len(missed), SLICE):
                     self._core.describe(missed[start : start + SLICE])
@@ -55,6 +63,32 @@ class LaneCourier:
                 for store in self._stores:
                     await store.grant(lanes, share=len(self._stores))
             await self.bell.wait(IDLE_S)
+
+
+class LengthCourier:
+    """Keeps what was learned of output lengths for the next leader."""
+
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event, interval_s: float) -> None:
+        self._core = core
+        self._stores = stores
+        self._over = over
+        self._interval_s = interval_s
+        self.bell = Bell()
+
+    async def run(self) -> None:
+        """Save until the term is over."""
+        while not self._over.is_set():
+            await self.bell.wait(self._interval_s)
+            while not self._over.is_set() and (learned := self._core.lengths.changed(LENGTHS_PART)):
+                by_partition: defaultdict[int, dict[tuple[str, str], Means]] = defaultdict(dict)
+                for one in learned:
+                    by_partition[one.partition][one.tenant, one.function] = one.means
+                try:
+                    for partition, means in by_partition.items():
+                        await self._stores[partition].learn(means)
+                except Overloaded as error:
+                    log.warning("output lengths of %d functions are not saved: %s", len(learned), error)
+                    break
 
 
 class ObjectiveCourier:

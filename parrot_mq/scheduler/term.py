@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.couriers import LaneCourier, ObjectiveCourier, TemplateCourier
+from parrot_mq.scheduler.couriers import LaneCourier, LengthCourier, ObjectiveCourier, TemplateCourier
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
 from parrot_mq.scheduler.imports import Imports
@@ -47,6 +47,7 @@ class Term:
         self._templates = TemplateCourier(core, stores, over)
         self._objectives = ObjectiveCourier(core, stores, over)
         self._lanes = LaneCourier(core, stores, over)
+        self._lengths = LengthCourier(core, stores, over, settings.learn_interval_s)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -68,6 +69,7 @@ class Term:
                 self._templates,
                 self._objectives,
                 self._lanes,
+                self._lengths,
             ]
             for loop in loops:
                 tasks.create_task(self._until(loop.run()), name=f"scheduler-{type(loop).__name__}")
@@ -90,6 +92,7 @@ class Term:
                 self._templates.bell,
                 self._objectives.bell,
                 self._lanes.bell,
+                self._lengths.bell,
             ):
                 bell.ring()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +15,7 @@ from parrot_mq.sdk.variable import SemanticVariable
 from parrot_mq.settings import ClientSettings, StoreSettings
 from parrot_mq.store.connect import Store
 from parrot_mq.store.connect import connect as connect_store
+from parrot_mq.store.server import known_url
 
 DEFAULT_URL = "redis://localhost:6379"
 
@@ -123,13 +123,16 @@ def connect(
     store_settings: StoreSettings | None = None,
     store: Store | None = None,
 ) -> Client:
-    """Return a client of the service whose Redis is at ``url`` (else ``PARROT_MQ_REDIS_URL``, else localhost).
+    """Return a client of the service whose Redis is at ``url``.
+
+    Else ``PARROT_MQ_REDIS_URL`` says where it is, else it is the private one that runs in this folder (``parrot-mq
+    up``), else the one on this machine.
 
     Use it with ``async with connect(url) as client:``, or ``client = await connect(url)`` and ``client.aclose()``.
     ``store`` replaces the connection, and stays open. Settings are read from the environment where not given.
     """
     return Client(
-        url or os.environ.get("PARROT_MQ_REDIS_URL", "") or DEFAULT_URL,
+        url=known_url(url) or DEFAULT_URL,
         tenant=tenant,
         model=model,
         settings=settings or ClientSettings.from_env(),

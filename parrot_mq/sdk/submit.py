@@ -16,7 +16,7 @@ from parrot_mq.store.records import NewVariable
 
 MAX_CHUNK_INPUTS = 1_000
 """Most input references in one chunk (Redis is blocked for about 10 us by each); a request with more goes alone."""
-MAX_CHUNK_VARIABLES = 1_000
+MAX_CHUNK_VARIABLES = 256
 MAX_CHUNK_BYTES = 1 << 20
 
 

@@ -24,6 +24,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "grant": ("grant",),
     "heartbeat": ("heartbeat",),
     "import_variable": ("import_variable",),
+    "learn": ("learn",),
     "leave": ("leave",),
     "open_session": ("open_session",),
     "propagate": ("graph", "propagate"),

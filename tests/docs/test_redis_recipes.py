@@ -17,7 +17,7 @@ from parrot_mq.messages import LATENCY, TTFT, EngineRecord, EngineState
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import connect
 from parrot_mq.store.engine import register
-from parrot_mq.store.records import DispatchItem, NewVariable, Usage
+from parrot_mq.store.records import DispatchItem, Lane, NewVariable, Usage
 from parrot_mq.store.scheduler import import_variable, new_epoch, take_leadership
 from tests.store.lab import FUNCTION, Lab, snapshot
 
@@ -108,6 +108,8 @@ class Pipeline(Lab):
             "cpu-1", [("0-r-test", str(await self.redis.hget(self.keys.request("0-r-test"), "fence")))]
         )
         await self.producer.cancel_requests(["0-r-title"])
+        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: 41.5}}) == 1
+        await self.scheduler.grant({"tiny-llama": Lane("cpu-1", 8)})
 
 
 @pytest.fixture

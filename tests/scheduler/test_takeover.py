@@ -21,7 +21,7 @@ from parrot_mq.store import Store, connect, encode_value
 from parrot_mq.store.scheduler import SchedulerStore, new_epoch, take_leadership
 from parrot_mq.store.server import RedisServer
 from tests.scheduler.conftest import Start
-from tests.scheduler.support import QUICK, App, StubEngine, core_with, engine, until
+from tests.scheduler.support import QUICK, App, StubEngine, core_with, engine, function, until
 
 Engines = Callable[..., Awaitable[StubEngine]]
 
@@ -293,3 +293,32 @@ async def test_a_scheduler_that_stands_by_stops_at_once(shell_store: Store, runn
     scheduler.stop()
     await task
     assert await shell_store.client.get(LEADER) == "another"
+
+
+async def test_the_next_leader_knows_how_long_outputs_get(
+    shell_store: Store, app: App, engines: Engines, running: Start
+) -> None:
+    stub = await engines("e0", slots=4)
+    quick = dataclasses.replace(QUICK, learn_interval_s=0.02)
+    doomed = running(Scheduler(shell_store, quick))
+    end = app.call([app.value("x")], max_tokens=400)
+    await app.submit()
+    await app.get(end)
+    store = SchedulerStore(shell_store.partition(0))
+    for _ in range(1000):
+        means = (await store.template("acme", function(1).digest))[1]
+        if means:
+            break
+        await asyncio.sleep(0.01)
+    assert 0 < means[2] < 100
+    await crash(doomed)
+    second = Scheduler(shell_store, quick)
+    running(second)
+    await second.leading.wait()
+    stub.gate.clear()
+    app.call([app.value("y")], max_tokens=400)
+    (request,) = await app.submit()
+    assert second.term is not None
+    graph = second.term.core.graph
+    await until(lambda: request in graph.requests and graph.requests[request].output_tokens < 100)
+    stub.gate.set()

@@ -11,10 +11,10 @@ from parrot_mq.store.scheduler import SchedulerStore
 from tests.store.lab import Lab
 
 
-async def lane(lab: Lab, credits: int, model: str = "", engine: str = "e1") -> None:
+async def lane(lab: Lab, count: int, model: str = "", engine: str = "e1") -> None:
     """Grant a lane to a living engine."""
     await lab.heartbeat(engine)
-    await lab.scheduler.grant({model: Lane(engine, credits)})
+    await lab.scheduler.grant({model: Lane(engine, count)})
 
 
 async def left(lab: Lab, model: str = "") -> int:
@@ -83,7 +83,9 @@ async def test_a_batch_that_goes_on_waits_for_the_scheduler(lab: Lab) -> None:
     assert await lab.receive() == []
 
 
-@pytest.mark.parametrize(("asked", "granted", "goes"), [("m", "m", True), ("", "", True), ("m", "", False), ("", "m", False)])
+@pytest.mark.parametrize(
+    ("asked", "granted", "goes"), [("m", "m", True), ("", "", True), ("m", "", False), ("", "m", False)]
+)
 async def test_a_lane_is_for_its_model(lab: Lab, asked: str, granted: str, goes: bool) -> None:
     await lane(lab, 1, granted)
     request, _ = await lab.one(await lab.session(), model=asked)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
@@ -21,6 +21,7 @@ def serving(commands: Sequence[Sequence[str]], environ: dict[str, str] | None = 
             env={**os.environ, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
         for command in commands
     ]
@@ -36,5 +37,8 @@ def serving(commands: Sequence[Sequence[str]], environ: dict[str, str] | None = 
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                pass
+            finally:  # with the processes that it has left behind: they would take the next round's jobs
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -35,6 +35,8 @@ local function inputs_of(rid, ids, call)
   return inputs
 end
 
+local leases, ends = {}, int(now + LEASE_MS)
+
 -- Takes the lease; answers the claim, or {} for what is not ours (any more) or cannot be run.
 local function claim(rid, fence, offered)
   local key = req_key(rid)
@@ -50,10 +52,11 @@ local function claim(rid, fence, offered)
   answer[1] = r[3]
   if r[1] == 'queued' then
     answer[1] = string.format('%d', tonumber(r[3]) + 1)
-    redis.call('HSET', key, 'state', 'running', 'started_ms', now_ms, 'attempt', answer[1], 'rev', tonumber(r[4]) + 1)
-    event('started', rid, 'engine', engine)
+    redis.call('HSET', key, 'state', 'running', 'started_ms', now_ms, 'attempt', answer[1], 'rev', int(r[4] + 1))
+    note('started', rid, 'engine', engine)
   end
-  redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, rid)
+  leases[#leases + 1] = ends
+  leases[#leases + 1] = rid
   if redis.call('HGET', var_key(r[5]), 'stream') == '1' then
     answer[2], answer[3] = '1', published(r[5])
   end
@@ -65,6 +68,7 @@ for i = 3, #ARGV, 4 do entries[#entries + 1] = ARGV[i] end
 redis.call('XACK', queue, group, unpack(entries))  -- a write that takes no memory comes first: see even_when_full
 redis.call('XDEL', queue, unpack(entries))
 for i = 3, #ARGV, 4 do claims[#claims + 1] = claim(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
+in_parts('ZADD', prefix .. 'leases', leases)
 settle()
 hint_ready()
 return {'ok', claims}

@@ -40,3 +40,30 @@ def test_what_is_learned_is_bounded() -> None:
         lengths.observe(node, 40)
     node.function = "f"
     assert lengths.expected(node) == 500
+
+
+def test_what_an_earlier_leader_learned_counts_until_something_newer_is() -> None:
+    core, lengths = core_with(), OutputLengths()
+    node = add(core, "a", sampling={"max_tokens": 500})
+    lengths.recall(node.tenant, node.function, {node.prompt_end: 40.0})
+    assert lengths.expected(node) == 50
+    assert lengths.changed(10) == []
+    other = OutputLengths()
+    other.observe(node, 80)
+    other.recall(node.tenant, node.function, {node.prompt_end: 40.0, 9: 7.0})
+    assert other.expected(node) == 100
+    (learned,) = other.changed(10)
+    assert (learned.partition, learned.tenant, learned.function) == (node.partition, node.tenant, node.function)
+    assert learned.means == {node.prompt_end: 80, 9: 7.0}
+
+
+def test_what_was_learned_is_told_once() -> None:
+    core, lengths = core_with(), OutputLengths()
+    node = add(core, "a", sampling={"max_tokens": 500})
+    for n in range(5):
+        node.function = f"f{n}"
+        lengths.observe(node, 8)
+    assert [learned.function for learned in lengths.changed(3)] == ["f0", "f1", "f2"]
+    lengths.observe(node, 8)
+    assert [learned.function for learned in lengths.changed(3)] == ["f3", "f4"]
+    assert lengths.changed(3) == []

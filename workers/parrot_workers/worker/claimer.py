@@ -7,7 +7,6 @@ and what comes out is written once the claim is answered (``Run.answered``). The
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
@@ -17,6 +16,7 @@ from parrot_mq.settings import WorkerSettings
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.records import Assignment, Claim, Control
 from parrot_workers.engine.port import SequenceInput
+from parrot_workers.worker.admitted import Admitted
 from parrot_workers.worker.backlog import Backlog, Waiting
 from parrot_workers.worker.plan import Plan
 from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prompt_segments
@@ -63,9 +63,9 @@ class Claimer:
         self._functions = FunctionCache()
         self._wake = asyncio.Event()
         self._claimed = asyncio.Event()
-        self._admitted: list[_Admitted] = []
+        self._admitted: list[Admitted] = []
         """What is to be claimed next."""
-        self._claiming: dict[str, _Admitted] = {}
+        self._claiming: dict[str, Admitted] = {}
         """What was admitted and whose claim is not answered, by attempt."""
         self._closed = False
         self._ended = False
@@ -118,7 +118,7 @@ class Claimer:
 
     async def _claim_admitted(self) -> None:
         size = self._settings.claim_batch
-        while True:
+        while not self._ended:
             if self._closed:
                 await self._give_back(self._unbegun())
             else:
@@ -211,7 +211,7 @@ class Claimer:
         if self._closed or not self.backlog:
             return
         for waiting in self.backlog.pop(self._room()):
-            admitted = self._claiming[waiting.id] = _Admitted(waiting)
+            admitted = self._claiming[waiting.id] = Admitted(waiting)
             self._admitted.append(admitted)
             if (offer := waiting.assignment.offer) is not None:
                 admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
@@ -224,33 +224,33 @@ class Claimer:
             del self._claiming[admitted.waiting.id]
         return [*self.backlog.clear(), *(admitted.waiting for admitted in unbegun)]
 
-    async def _claim(self, batch: list[_Admitted]) -> None:
+    async def _claim(self, batch: list[Admitted]) -> None:
         """Claim a batch: one call for each partition in it."""
-        by_store: dict[EngineStore, list[_Admitted]] = {}
+        by_store: dict[EngineStore, list[Admitted]] = {}
         for admitted in batch:
             by_store.setdefault(admitted.waiting.store, []).append(admitted)
-        try:
-            for store, group in by_store.items():
-                await self._start(store, group)
-        finally:
-            for admitted in batch:
-                admitted.answered()
-                del self._claiming[admitted.waiting.id]
-            self._claimed.set()
+        for store, group in by_store.items():
+            if await self._start(store, group):
+                for admitted in group:
+                    admitted.answered()
+                    del self._claiming[admitted.waiting.id]
+                self._claimed.set()
 
-    async def _start(self, store: EngineStore, batch: list[_Admitted]) -> None:
+    async def _start(self, store: EngineStore, batch: list[Admitted]) -> bool:
+        """Claim what belongs to one partition; False: it is to be tried again, and what has begun goes on."""
         try:
             claims = await store.start(self._engine_id(), [admitted.waiting.assignment for admitted in batch])
         except Fenced as error:
-            self._lose(batch, f"a batch could not be claimed: {error}")
-            return
-        except StoreError as error:
-            self._lose(batch, f"a batch could not be claimed, will try again: {error}")
-            await asyncio.sleep(RETRY_S)
+            log.warning("a batch could not be claimed: %s", error)
             for admitted in batch:
-                self.backlog.push(admitted.waiting)
-            self._wake.set()
-            return
+                if admitted.run is not None:
+                    self._drop(admitted.run, f"it could not be claimed: {error}")
+            return True
+        except StoreError as error:
+            log.warning("a batch could not be claimed, will try again: %s", error)
+            await asyncio.sleep(RETRY_S)
+            self._admitted = [*batch, *self._admitted]
+            return False
         late = []
         for admitted, claim in zip(batch, claims, strict=True):
             waiting, run = admitted.waiting, admitted.run
@@ -265,12 +265,7 @@ class Claimer:
             else:
                 self._begun(waiting, claim, None)
         await self._give_back(late)
-
-    def _lose(self, batch: Sequence[_Admitted], reason: str) -> None:
-        log.warning("%s", reason)
-        for admitted in batch:
-            if admitted.run is not None:
-                self._drop(admitted.run, reason)
+        return True
 
     def _begun(self, waiting: Waiting, claim: Claim, answered: asyncio.Future[None] | None) -> Run:
         """Begin to run a claim, or (with ``answered``) what it will be."""
@@ -293,20 +288,6 @@ class Claimer:
             await self.release([(waiting.store, waiting.pair) for waiting in batch])
         except StoreError as error:
             log.warning("%d requests could not be given back, the reaper will: %s", len(batch), error)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Admitted:
-    """An assignment between its slot and the answer to its claim; ``run`` if it has begun, messages if it has not."""
-
-    waiting: Waiting
-    run: Run | None = None
-    controls: list[Control] = dataclasses.field(default_factory=list)
-
-    def answered(self) -> None:
-        """Let the outcome of the run be written (or not, if it was dropped)."""
-        if self.run is not None and self.run.answered is not None and not self.run.answered.done():
-            self.run.answered.set_result(None)
 
 
 _UNREADABLE = RequestSpec("", "", "", "", 0, {}, "", "")

@@ -90,7 +90,7 @@ class Delivery:
         if run.streamed:
             await self.flush(run)
         try:
-            value, raw = self._values(run, output)
+            value, raw = await self._values(run, output)
         except StepError as error:
             await self.fail(run, error, retry=isinstance(error, EngineFailed))
             return
@@ -123,7 +123,7 @@ class Delivery:
             self._outboxes[store] = Outbox(store, self._group)
         return self._outboxes[store]
 
-    def _values(self, run: Run, output: SequenceOutput) -> tuple[Value, Value | None]:
+    async def _values(self, run: Run, output: SequenceOutput) -> tuple[Value, Value | None]:
         """Return the value to store and, where there is a transform, the raw text. Raises a ``StepError``."""
         if output.finish is FinishReason.INVALID:
             raise InvalidRequest(output.error or f"the engine cannot run request {run.spec.id}")
@@ -134,7 +134,9 @@ class Delivery:
             if run.spec.transform is None:
                 ids = output.full_token_ids if self.identity else ()
                 return encode_value(text, self._store, fence, ids, self.identity if ids else ""), None
-            value = encode_value(apply_transform(run.spec.transform, text), self._store, fence)
+            # In a thread: a search may take as long as its limit, and the other runs go on.
+            transformed = await asyncio.to_thread(apply_transform, run.spec.transform, text)
+            value = encode_value(transformed, self._store, fence)
             return value, encode_value(text, self._store, fence)
         except TransformFailed as error:
             where = f"output {run.spec.output_name!r} of {run.spec.function_name}"

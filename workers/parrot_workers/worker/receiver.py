@@ -62,3 +62,4 @@ async def receive_loop(
             control_after = controls[-1].entry_id
         if assignments or controls:
             await handle(store, assignments, controls)
+            await asyncio.sleep(0)  # what arrived is claimed first, before Redis is busy with the next read

@@ -104,7 +104,7 @@ class Runner:
         """Take what still runs out of the engine and give it back, as if it had never been dispatched."""
         left = [run for run in self.table if run.in_engine]
         for run in left:
-            self.drop(run, reason)
+            self.drop(run, f"{reason}, it is given back")
         await self.claimer.release([(run.store, run.pair) for run in left])
 
     def _obey(self, control: Control) -> None:
