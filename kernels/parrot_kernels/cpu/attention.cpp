@@ -143,7 +143,7 @@ struct Attention {
     for (int64_t j = 0; j < keys; j += BLOCK)
       for (const T* cache : {key_cache, value_cache}) {
         const char* from = reinterpret_cast<const char*>(page(cache, blocks[j / BLOCK], kv_head));
-        for (size_t i = 0; i < BLOCK * dim * sizeof(T); i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
+        for (size_t i = 0; i < BLOCK * dim * sizeof(T); i += 64) _mm_prefetch(from + i, _MM_HINT_T1);
       }
   }
 
