@@ -1,0 +1,122 @@
+"""The operations of a transformer step, and the one place that picks who computes them.
+
+On a CPU that is C++ compiled at first use (``parrot_kernels.cpu``), else torch (``parrot_kernels.torch_backend``). All
+backends compute the same functions; a Triton backend joins in ``backend_for``. ``PARROT_MQ_KERNELS`` forces one:
+``torch``, or ``cpu`` (then a failing build is an error).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.cpu.backend import CpuBackend
+from parrot_kernels.errors import KernelBuildError, KernelInputError
+from parrot_kernels.linear import PackedLinear
+from parrot_kernels.torch_backend import TorchBackend
+
+ENVIRONMENT = "PARROT_MQ_KERNELS"
+
+logger = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """The operations. Tensors are of one dtype and device unless said otherwise; results are new, contiguous tensors.
+
+    ``KernelInputError`` is raised for shapes, dtypes and slots that do not fit.
+    """
+
+    name: str
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm over the last dimension of ``x`` [..., dim], times ``weight`` [dim].
+
+        For a norm per head give x as [tokens, heads, head_dim].
+        """
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return (normed, total) with total = x + residual rounded to the dtype, normed = rms_norm(total)."""
+
+    def rope_and_store(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+    ) -> Tensor:
+        """Rotate ``query`` and ``key``, write key and value to the cache, return the rotated query.
+
+        query is [tokens, heads, dim], key [tokens, kv_heads, dim], value [tokens, kv_heads, value_dim]; they may be
+        slices of one fused projection. The first 2 * half dimensions are rotated, i with i + half (transformers'
+        rotate_half); ``cos`` and ``sin`` are [tokens, half] in float32 (float64 for float64 input). ``slots`` [tokens]
+        in int64 is block * 16 + offset, or negative: such a row is not stored. The caches are [blocks, kv_heads, 16,
+        dim].
+        """
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Causal attention of ``query`` [tokens, heads, dim] over the cached keys, by the plan's pieces.
+
+        heads is a multiple of kv_heads. Scores are scale * q.k, passed through softcap * tanh(x / softcap) where given;
+        with a ``window`` w a token sees the last w tokens, itself included. Returns (out [tokens, heads, value_dim],
+        lse [tokens, heads] in float32, natural logarithm).
+        """
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up [..., width] of ``gate_up`` [..., 2 * width], gate first."""
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        """Lay out ``weight`` [out_features, in_features] for ``linear``; the original may then be freed."""
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """Return x @ weight.T + bias."""
+
+
+def backend_for(device: torch.device | str) -> Backend:
+    """Return the backend for tensors on ``device``; the compiled one is built if it has to be.
+
+    Raises ``KernelInputError`` if PARROT_MQ_KERNELS names no backend of this device, ``KernelBuildError`` if it demands
+    the compiled one and that cannot be built.
+    """
+    wanted = os.environ.get(ENVIRONMENT, "")
+    kind = torch.device(device).type
+    if wanted not in ("", "torch", "cpu") or (wanted == "cpu" and kind != "cpu"):
+        raise KernelInputError(
+            f"{ENVIRONMENT}={wanted} is no backend for {kind}: use torch, or cpu on a CPU, or unset it"
+        )
+    if wanted == "torch" or kind != "cpu":
+        return TorchBackend()
+    return _cpu_backend() if wanted == "cpu" else _cpu_or_torch()
+
+
+@functools.cache
+def _cpu_backend() -> CpuBackend:
+    return CpuBackend()
+
+
+@functools.cache
+def _cpu_or_torch() -> Backend:
+    try:
+        return _cpu_backend()
+    except KernelBuildError as error:
+        logger.warning("computing with torch alone, which is slower: %s", error)
+        return TorchBackend()

@@ -1,0 +1,193 @@
+// Tiles of keys and values packed for fused multiply-adds, and their product.
+//
+// With AVX-512 BF16, bf16 operands stay bf16 and are multiplied in pairs; else everything is widened to float32.
+#pragma once
+
+#include "simd.h"
+
+namespace parrot {
+
+constexpr int BLOCK = 16;      // keys of a cache block
+constexpr int TILE_KEYS = 64;  // keys of a tile
+constexpr int TILE_ROWS = 64;  // rows (query x head) of a tile
+constexpr int MAX_DIM = 128;
+
+// How operands lie in packed tiles: a word is what one lane of a fused multiply-add takes.
+struct FloatWords {
+  using word = float;
+  static constexpr int PER_WORD = 1;
+  static vec vector(const float* p) { return load(p); }
+  static vec repeated(const float* p) { return set(*p); }
+  static vec multiply_add(vec a, vec b, vec sum) { return fma(a, b, sum); }
+};
+
+#if defined(__AVX512BF16__)
+struct PairWords {
+  using word = uint32_t;
+  static constexpr int PER_WORD = 2;
+  static __m512bh vector(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512bh repeated(const uint32_t* p) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*p)); }
+  static vec multiply_add(__m512bh a, __m512bh b, vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
+};
+#endif
+
+template <class T>
+struct WordsOf {
+  using type = FloatWords;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WordsOf<bf16> {
+  using type = PairWords;
+};
+#endif
+
+// C[ROWS, VECS * LANES] = C * decay + A[ROWS, depth] B[depth, VECS * LANES]; without decay C starts at zero.
+template <class W, int ROWS, int VECS>
+inline void multiply_block(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                           int ldc, const float* decay) {
+  vec sums[ROWS][VECS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECS; ++v) sums[r][v] = decay ? load(c + r * ldc + v * LANES) * set(decay[r]) : zero();
+  for (int k = 0; k < depth; ++k) {
+    decltype(W::vector(b)) columns[VECS];
+    for (int v = 0; v < VECS; ++v) columns[v] = W::vector(b + k * ldb + v * LANES);
+    for (int r = 0; r < ROWS; ++r) {
+      auto x = W::repeated(a + r * lda + k);
+      for (int v = 0; v < VECS; ++v) sums[r][v] = W::multiply_add(x, columns[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECS; ++v) store(c + r * ldc + v * LANES, sums[r][v]);
+}
+
+template <class W, int ROWS>
+inline void multiply_rows(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                          int ldc, int columns, const float* decay) {
+  int j = 0;
+  for (; j + 4 * LANES <= columns; j += 4 * LANES)
+    multiply_block<W, ROWS, 4>(a, lda, b + j, ldb, depth, c + j, ldc, decay);
+  for (; j < columns; j += LANES) multiply_block<W, ROWS, 1>(a, lda, b + j, ldb, depth, c + j, ldc, decay);
+}
+
+template <class W>
+inline void multiply(const typename W::word* a, int lda, const typename W::word* b, int ldb, int depth, float* c,
+                     int ldc, int rows, int columns, const float* decay) {
+  constexpr int STEP = LANES == 16 ? 4 : 2;  // as many sums as fit the registers
+  int r = 0;
+  for (; r + STEP <= rows; r += STEP)
+    multiply_rows<W, STEP>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+  if (STEP == 4 && r + 2 <= rows) {
+    multiply_rows<W, 2>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+    r += 2;
+  }
+  if (r < rows)
+    multiply_rows<W, 1>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, decay ? decay + r : nullptr);
+}
+
+template <class T>
+inline void copy_words(const T* from, float* to, int count) {
+  for (int i = 0; i < count; i += LANES) store(to + i, load(from + i));
+}
+
+inline void copy_words(const bf16* from, uint32_t* to, int count) { std::memcpy(to, from, count * sizeof(bf16)); }
+
+// Transpose the 16 rows of `words` words at `from` into 16 neighbouring columns of `to`, a matrix TILE_KEYS wide.
+template <class Word>
+inline void transpose_block(const Word* from, Word* to, int words) {
+#if defined(__AVX512F__)
+  for (int i = 0; i < words; i += 16) {
+    __m512i r[16], t[16];
+    for (int k = 0; k < 16; ++k) r[k] = _mm512_loadu_si512(from + k * words + i);
+    for (int k = 0; k < 16; k += 2) {
+      t[k] = _mm512_unpacklo_epi32(r[k], r[k + 1]);
+      t[k + 1] = _mm512_unpackhi_epi32(r[k], r[k + 1]);
+    }
+    for (int k = 0; k < 16; k += 4)
+      for (int h = 0; h < 2; ++h) {
+        r[k + 2 * h] = _mm512_unpacklo_epi64(t[k + h], t[k + h + 2]);
+        r[k + 2 * h + 1] = _mm512_unpackhi_epi64(t[k + h], t[k + h + 2]);
+      }
+    // r[4 q + j] holds, in its four 128-bit lanes l, column 4 l + j of rows 4 q to 4 q + 3.
+    for (int j = 0; j < 4; ++j) {
+      __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+      __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+      t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
+      t[8 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
+      t[4 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
+      t[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    for (int k = 0; k < 16; ++k) _mm512_storeu_si512(to + (i + k) * TILE_KEYS, t[k]);
+  }
+#else
+  for (int key = 0; key < BLOCK; key += 8)
+    for (int i = 0; i < words; i += 8) {
+      __m256 r[8], t[8];
+      for (int k = 0; k < 8; ++k) r[k] = _mm256_loadu_ps(from + (key + k) * words + i);
+      for (int k = 0; k < 8; k += 2) {
+        t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
+        t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+      }
+      for (int k = 0; k < 8; k += 4)
+        for (int h = 0; h < 2; ++h) {
+          r[k + 2 * h] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0x44);
+          r[k + 2 * h + 1] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0xee);
+        }
+      for (int j = 0; j < 4; ++j) {
+        _mm256_storeu_ps(to + (i + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x20));
+        _mm256_storeu_ps(to + (i + 4 + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x31));
+      }
+    }
+#endif
+}
+
+// Pack a cache block's keys as 16 columns of a tile.
+template <class W>
+inline void pack_keys(const bf16* keys, typename W::word* tile, int dim);
+
+template <>
+inline void pack_keys<FloatWords>(const bf16* keys, float* tile, int dim) {
+  alignas(64) float wide[BLOCK * MAX_DIM];
+  copy_words(keys, wide, BLOCK * dim);
+  transpose_block(wide, tile, dim);
+}
+
+template <class W>
+inline void pack_keys(const float* keys, float* tile, int dim) {
+  transpose_block(keys, tile, dim);
+}
+
+// Pack `count` rows of values; rows that pad the last word are zero.
+template <class W, class T>
+inline void pack_values(const T* values, float* tile, int count, int dim) {
+  copy_words(values, tile, count * dim);
+}
+
+#if defined(__AVX512BF16__)
+template <>
+inline void pack_keys<PairWords>(const bf16* keys, uint32_t* tile, int dim) {
+  transpose_block(reinterpret_cast<const uint32_t*>(keys), tile, dim / 2);
+}
+
+// Word (k / 2, i) holds element i of row k and of row k + 1.
+template <class W, class T>
+inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) {
+  // Elements 0, 32, 1, 33, ... of two rows put together, and the same from element 16 on.
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i pick_low = _mm512_add_epi32(_mm512_mullo_epi32(numbers, _mm512_set1_epi32(0x10001)),
+                                            _mm512_set1_epi32(0x200000));
+  const __m512i pick_high = _mm512_add_epi32(pick_low, _mm512_set1_epi32(0x100010));
+  for (int k = 0; k < count; k += 2, tile += dim)
+    for (int i = 0; i < dim; i += 32) {
+      __m512i even = _mm512_loadu_si512(values + k * dim + i);
+      __m512i odd = k + 1 < count ? _mm512_loadu_si512(values + (k + 1) * dim + i) : _mm512_setzero_si512();
+      _mm512_storeu_si512(tile + i, _mm512_permutex2var_epi16(even, pick_low, odd));
+      _mm512_storeu_si512(tile + i + 16, _mm512_permutex2var_epi16(even, pick_high, odd));
+    }
+}
+#endif
+
+inline void store_words(float* to, int i, vec x) { store(to + i, x); }
+inline void store_words(uint32_t* to, int i, vec x) { store(reinterpret_cast<bf16*>(to) + i, x); }
+
+}  // namespace parrot

@@ -1,0 +1,90 @@
+"""The operations in torch alone: the twins of the compiled ones, for any device and dtype."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.errors import KernelInputError
+from parrot_kernels.linear import PackedLinear
+from parrot_kernels.paged_attention import paged_attention
+
+
+class TorchBackend:
+    """See ``parrot_kernels.backend.Backend`` for the contracts. Arithmetic is float32, or float64 for float64 input."""
+
+    name = "torch"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * weight."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (normed * weight).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual)."""
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def rope_and_store(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+    ) -> Tensor:
+        """Return the rotated query; write the rotated key and the value to ``slots``."""
+        num_blocks, _, block_size, _ = key_cache.shape
+        if bool((slots >= num_blocks * block_size).any()):
+            raise KernelInputError(f"a slot outside the cache of {num_blocks} blocks")
+        kept = slots >= 0
+        block, offset = slots[kept] // block_size, slots[kept] % block_size
+        key_cache[block, :, offset] = _rotate(key[kept], cos[kept], sin[kept])
+        value_cache[block, :, offset] = value[kept]
+        return _rotate(query, cos, sin)
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend sequence by sequence: in torch, parts and their merge cost more than a shared read saves."""
+        out, lse = paged_attention(
+            query, key_cache, value_cache, plan.ragged, scale=scale, softcap=softcap, window=window, with_lse=True
+        )
+        assert lse is not None
+        return out, lse
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+        wide = gate_up.to(torch.promote_types(gate_up.dtype, torch.float32))
+        gate, up = wide.chunk(2, -1)
+        return (F.silu(gate) * up).to(gate_up.dtype)
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        """Lay out a weight; oneDNN needs no compiler."""
+        return PackedLinear(weight, bias)
+
+    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+        """Return x @ weight.T + bias."""
+        return packed(x)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    c, s = cos[:, None], sin[:, None]
+    return torch.cat([first * c - second * s, second * c + first * s, rest], -1).to(x.dtype)
