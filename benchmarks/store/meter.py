@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -45,12 +45,7 @@ class Meter:
                 self._note(name, await _busy_ms(partition) - before_ms - self._own_ms)
                 return answer
 
-        async def one_by_one(
-            partition: Partition, name: str, calls: Sequence[Sequence[str | int | float]]
-        ) -> list[Any]:
-            return [await measured(partition, name, *args) for args in calls]
-
-        with mock.patch.multiple(Partition, call=measured, call_many=one_by_one):
+        with mock.patch.object(Partition, "call", measured):
             yield
 
     async def _prepare(self, partition: Partition) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -123,26 +123,6 @@ class Partition:
                 return await self.redis.execute_command("EVAL", script.source, 1, self.keys.epoch, *args)
 
         return await self.robust(run)
-
-    async def call_many(self, name: str, calls: Sequence[Sequence[str | int | float]]) -> list[Any]:
-        """Run the script ``name`` once for each of ``calls`` (its arguments) in one round trip; as ``call`` else."""
-        script = self._scripts[name]
-
-        async def run() -> list[Any]:
-            try:
-                return await self._pipelined(script.sha, calls)
-            except NoScriptError:
-                await self.redis.script_load(script.source)
-                return await self._pipelined(script.sha, calls)
-
-        return await self.robust(run)
-
-    async def _pipelined(self, sha: str, calls: Sequence[Sequence[str | int | float]]) -> list[Any]:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for args in calls:
-                pipe.execute_command("EVALSHA", sha, 1, self.keys.epoch, *args)
-            answers: list[Any] = await pipe.execute()
-            return answers
 
     async def stage(self, variable_id: str, value: Value, *, raw: bool = False) -> None:
         """Write a large value to its own key, with a TTL that the script which refers to it removes.
