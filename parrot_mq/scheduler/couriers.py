@@ -22,14 +22,18 @@ SLICE = 500
 """Requests described between two chances for others to run."""
 
 
-class TemplateCourier:
-    """Fetches the templates that requests missed, and digests those requests' prompts if they still wait."""
+class _Courier:
+    """What couriers share. ``bell`` wakes one before its time."""
 
     def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
         self._core = core
         self._stores = stores
         self._over = over
         self.bell = Bell()
+
+
+class TemplateCourier(_Courier):
+    """Fetches the templates that requests missed, and digests those requests' prompts if they still wait."""
 
     async def run(self) -> None:
         """Fetch what is missing until the term is over."""
@@ -45,14 +49,8 @@ class TemplateCourier:
             await self.bell.wait(IDLE_S)
 
 
-class LaneCourier:
+class LaneCourier(_Courier):
     """Grants lanes, and takes them back."""
-
-    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
-        self._core = core
-        self._stores = stores
-        self._over = over
-        self.bell = Bell()
 
     async def run(self) -> None:
         """Keep the lanes as they should be until the term is over."""
@@ -65,15 +63,12 @@ class LaneCourier:
             await self.bell.wait(IDLE_S)
 
 
-class LengthCourier:
+class LengthCourier(_Courier):
     """Keeps what was learned of output lengths for the next leader."""
 
     def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event, interval_s: float) -> None:
-        self._core = core
-        self._stores = stores
-        self._over = over
+        super().__init__(core, stores, over)
         self._interval_s = interval_s
-        self.bell = Bell()
 
     async def run(self) -> None:
         """Save until the term is over."""
@@ -91,14 +86,8 @@ class LengthCourier:
                     break
 
 
-class ObjectiveCourier:
+class ObjectiveCourier(_Courier):
     """Tells engines when a request that they hold was given another objective."""
-
-    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
-        self._core = core
-        self._stores = stores
-        self._over = over
-        self.bell = Bell()
 
     async def run(self) -> None:
         """Deliver until the term is over."""

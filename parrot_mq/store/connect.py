@@ -129,7 +129,9 @@ async def connect(
         raise _refusal(url, error) from None
     if clustered and urlsplit(url).scheme == "unix":
         await client.aclose()
-        raise ConfigError(f"{url} is a node of a Redis Cluster; give its TCP address, for the others have no other")
+        raise ConfigError(
+            f"{masked(url)} is a node of a Redis Cluster; give its TCP address, for the others have no other"
+        )
     partitions: list[Partition] = []
     for number in range(settings.partitions):
         partition_keys = keys.Keys(number)

@@ -33,16 +33,23 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Callable[
     return install
 
 
-async def test_a_result_that_comes_before_the_claim_is_the_claim(
-    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
-) -> None:
-    engine, claim_now = gated(), asyncio.Event()
+@pytest.fixture
+def held_claims(slow_start: Any) -> asyncio.Event:
+    """No claim reaches Redis before this is set."""
+    released = asyncio.Event()
 
     async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
-        await claim_now.wait()
+        await released.wait()
         return await start()
 
     slow_start(through)
+    return released
+
+
+async def test_a_result_that_comes_before_the_claim_is_the_claim(
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, held_claims: asyncio.Event
+) -> None:
+    engine, claim_now = gated(), held_claims
     async with working(open_store, lambda: engine) as worker:
         asked = await desk.ask("echo:early", dispatch_to=worker.engine_id)
         engine.permit()
@@ -58,15 +65,9 @@ async def test_a_result_that_comes_before_the_claim_is_the_claim(
 
 
 async def test_a_failure_waits_for_the_claim(
-    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, held_claims: asyncio.Event
 ) -> None:
-    engine, claim_now = gated(), asyncio.Event()
-
-    async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
-        await claim_now.wait()
-        return await start()
-
-    slow_start(through)
+    engine, claim_now = gated(), held_claims
     async with working(open_store, lambda: engine) as worker:
         transform = Transform(TransformKind.JSON_FIELD, "missing")
         asked = await desk.ask("echo:no json", dispatch_to=worker.engine_id, transform=transform)
@@ -83,15 +84,9 @@ async def test_a_failure_waits_for_the_claim(
 
 
 async def test_what_turns_out_not_to_be_ours_is_taken_out_of_the_engine(
-    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, held_claims: asyncio.Event
 ) -> None:
-    engine, begun = gated(), asyncio.Event()
-
-    async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
-        await begun.wait()
-        return await start()
-
-    slow_start(through)
+    engine, begun = gated(), held_claims
     async with working(open_store, lambda: engine) as worker:
         asked = await desk.ask("echo:" + "never " * 100, dispatch_to=worker.engine_id)
 
@@ -167,15 +162,9 @@ async def test_an_engine_taken_for_dead_ends_what_has_begun(
 
 
 async def test_a_stream_asked_for_in_between_gets_all_of_it(
-    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, held_claims: asyncio.Event
 ) -> None:
-    engine, claim_now = gated(), asyncio.Event()
-
-    async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
-        await claim_now.wait()
-        return await start()
-
-    slow_start(through)
+    engine, claim_now = gated(), held_claims
     async with working(open_store, lambda: engine) as worker:
         asked = await desk.ask("echo:one two three", dispatch_to=worker.engine_id)
 
@@ -197,15 +186,9 @@ async def test_a_stream_asked_for_in_between_gets_all_of_it(
 
 
 async def test_a_drain_lets_what_has_begun_finish(
-    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, slow_start: Any
+    desk: Any, open_store: Any, working: Any, gated: Any, eventually: Any, held_claims: asyncio.Event
 ) -> None:
-    engine, claim_now = gated(), asyncio.Event()
-
-    async def through(start: Callable[[], Awaitable[Claims]]) -> Claims:
-        await claim_now.wait()
-        return await start()
-
-    slow_start(through)
+    engine, claim_now = gated(), held_claims
     async with working(open_store, lambda: engine) as worker:
         asked = await desk.ask("echo:drained", dispatch_to=worker.engine_id)
 
