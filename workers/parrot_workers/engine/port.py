@@ -85,6 +85,11 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_prefill_tokens: int = 0
     num_cached_tokens: int = 0
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+    """Tokens proposed by speculative decoding."""
+    num_accepted_tokens: int = 0
+    """Those of them that were right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
