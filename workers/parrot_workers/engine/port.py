@@ -131,5 +131,8 @@ class Engine(Protocol):
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
 
+    def check(self) -> None:
+        """Raise AssertionError if its books are wrong; cheap enough to be called whenever it falls idle."""
+
     def close(self) -> None:
         """Free memory and end helper threads. Idempotent."""
