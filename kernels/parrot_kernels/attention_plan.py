@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels.errors import KernelInputError
-from parrot_kernels.ragged_batch import RaggedBatch
+from parrot_kernels.query_group import QueryGroup, grouped
 
 BLOCK_SIZE = 16
 """Keys of a cache block, for all kernels."""
@@ -52,6 +52,7 @@ class AttentionPlan:
     ``query_lens[i]`` new tokens, the last of ``context_lens[i]`` in all, whose keys lie in the blocks
     ``block_tables[i]``; the flat batch holds the sequences' new tokens one after the other. With ``share`` false
     every sequence is computed by itself, so that a row's result does not depend on its neighbours to the last bit.
+    A batch padded to ``num_rows`` rows has rows behind those of the sequences that see no key: their output is 0.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class AttentionPlan:
         context_lens: Sequence[int],
         block_tables: Sequence[Sequence[int]],
         *,
+        num_rows: int | None = None,
         share: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -76,7 +78,17 @@ class AttentionPlan:
         self.context_lens = context_lens
         self.block_tables = block_tables
         self.device = torch.device(device)
-        self.num_tokens = sum(query_lens)
+        self.first_rows: list[int] = []
+        """Of each sequence, in the flat batch."""
+        total = 0
+        for length in query_lens:
+            self.first_rows.append(total)
+            total += length
+        self.num_tokens = total if num_rows is None else num_rows
+        """Rows of the flat batch, padding included."""
+        if self.num_tokens < total:
+            raise KernelInputError(f"{total} new tokens do not fit {num_rows} rows")
+        self.is_padded = self.num_tokens > total
         self.num_blocks = 1 + max((max(table) for table in block_tables), default=-1)
         """The cache must have at least as many blocks."""
         self.pieces = self._split_pieces(share)
@@ -84,9 +96,10 @@ class AttentionPlan:
         """What a compiled backend keeps with the plan."""
 
     @functools.cached_property
-    def ragged(self) -> RaggedBatch:
-        """The same step for the functions that take a ``RaggedBatch``."""
-        return RaggedBatch(self.query_lens, self.context_lens, self.block_tables, BLOCK_SIZE, self.device)
+    def groups(self) -> list[QueryGroup]:
+        """The sequences as padded batches, for torch."""
+        members = grouped(self.query_lens, self.context_lens)
+        return [QueryGroup(self, group, BLOCK_SIZE) for group in members]
 
     @functools.cached_property
     def arrays(self) -> PlanArrays:
@@ -94,10 +107,9 @@ class AttentionPlan:
         return PlanArrays.of(self)
 
     def _split_pieces(self, share: bool) -> list[Piece]:
-        starts = [0]
-        for length in self.query_lens:
-            starts.append(starts[-1] + length)
-        self._rows = [range(starts[i], starts[i + 1]) for i in range(len(self.query_lens))]
+        self._rows = [
+            range(first, first + length) for first, length in zip(self.first_rows, self.query_lens, strict=True)
+        ]
         pieces: list[Piece] = []
         short = [i for i, length in enumerate(self.query_lens) if length <= MAX_SHARED_QUERY]
         alone = [i for i, length in enumerate(self.query_lens) if length > MAX_SHARED_QUERY]
@@ -193,6 +205,7 @@ class PlanArrays:
             for query_len, context_len in zip(plan.query_lens, plan.context_lens, strict=True)
             for position in range(context_len - query_len, context_len)
         ]
+        positions += [0] * (plan.num_tokens - len(positions))
 
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=plan.device)

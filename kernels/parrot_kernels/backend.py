@@ -87,8 +87,11 @@ class Backend(Protocol):
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """Lay out ``weight`` [out_features, in_features] for ``linear``; the original may then be freed."""
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """Return x @ weight.T + bias."""
+    def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
+        """Return x @ weight.T + bias in ``dtype``: that of ``x`` (None), or float32, for logits."""
+
+    def gather(self, table: Tensor, index: Tensor) -> Tensor:
+        """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype."""
 
 
 def backend_for(device: torch.device | str) -> Backend:

@@ -61,11 +61,7 @@ class TorchBackend:
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend sequence by sequence: in torch, parts and their merge cost more than a shared read saves."""
-        out, lse = paged_attention(
-            query, key_cache, value_cache, plan.ragged, scale=scale, softcap=softcap, window=window, with_lse=True
-        )
-        assert lse is not None
-        return out, lse
+        return paged_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up."""
@@ -77,9 +73,13 @@ class TorchBackend:
         """Lay out a weight; oneDNN needs no compiler."""
         return PackedLinear(weight, bias)
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
+    def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
         """Return x @ weight.T + bias."""
-        return packed(x)
+        return packed(x).to(dtype or x.dtype)
+
+    def gather(self, table: Tensor, index: Tensor) -> Tensor:
+        """Return the rows ``index`` of ``table``."""
+        return table.index_select(0, index)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -37,11 +37,6 @@ class Chunk:
         token_ids = self.sequence.token_ids[self.start : self.start + self.num_tokens]
         return token_ids + self.draft.token_ids if self.draft else token_ids
 
-    @property
-    def block_table(self) -> list[int]:
-        """Blocks of the sequence's keys and values."""
-        return self.sequence.block_table
-
 
 class BatchScheduler:
     """Sequences that wait and that run, and the plan of each step.
