@@ -8,7 +8,11 @@ from collections.abc import Iterator
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_workers.engine.block_manager import BlockManager
+from parrot_workers.engine.prefill_ahead import PrefillAhead
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
+
+AHEAD_SHARE = 4
+"""While sequences run, a step computes at most this part of its budget ahead: they should hardly notice."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,11 +31,13 @@ class BatchScheduler:
     Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
     sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
-    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later.
+    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later. Where nobody waits, the
+    rest of the budget goes to prompts computed ahead (``ahead``), which give way to all others.
     """
 
     def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.blocks = blocks
+        self.ahead = PrefillAhead(blocks)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: list[Sequence] = []
@@ -46,6 +52,7 @@ class BatchScheduler:
         """Go through every sequence that is not finished."""
         yield from self.running
         yield from self.waiting
+        yield from self.ahead
 
     def add(self, sequence: Sequence) -> None:
         """Let ``sequence`` wait for its turn."""
@@ -53,6 +60,9 @@ class BatchScheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take ``sequence`` out, wherever it is, and its blocks back."""
+        if sequence in self.ahead:
+            self.ahead.remove(sequence)
+            return
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
         self.blocks.release(sequence)
         sequence.status = SequenceStatus.FINISHED
@@ -77,12 +87,16 @@ class BatchScheduler:
                 granted.append((sequence, num_tokens))
         # Only now: whoever was preempted above after its grant must not leave blocks in the cache that nobody computes.
         chunks = [self._chunk(*grant) for grant in granted if grant[0].status is SequenceStatus.RUNNING]
-        return chunks if self.num_preemptions > num_preemptions else chunks + self._admit(budget)
+        if self.num_preemptions > num_preemptions:
+            return chunks
+        chunks += self._admit(budget)
+        return chunks + self._compute_ahead(self.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks))
 
     def restart(self) -> None:
         """Forget all that was computed: every running sequence waits again, and the prefix cache is empty."""
         for sequence in list(self.running):
             self._preempt(sequence)
+        self.ahead.restart()
         self.blocks.forget()
 
     def _admit(self, budget: int) -> list[Chunk]:
@@ -92,8 +106,11 @@ class BatchScheduler:
             cached = self.blocks.match(sequence)
             lacking = self.blocks.num_blocks_for(sequence.num_tokens) - len(cached)
             # Each running sequence may want a block soon; admitting into those would preempt at once.
-            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached) and self.running:
-                break
+            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached):
+                if self.ahead.give_way():
+                    continue
+                if self.running:
+                    break
             self.waiting.pop(0)
             self.blocks.hold(sequence, cached)
             grown = self.blocks.grow(sequence, sequence.num_tokens)
@@ -103,6 +120,17 @@ class BatchScheduler:
             budget -= num_tokens
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks
+
+    def _compute_ahead(self, budget: int) -> list[Chunk]:
+        if self.waiting or len(self.running) >= self.max_num_seqs:
+            return []
+        if self.running:
+            budget = min(budget, self.max_num_batched_tokens // AHEAD_SHARE)
+        sequence = self.ahead.next(budget)
+        if sequence is None or not sequence.num_uncomputed_tokens:
+            return []
+        chunk = self._chunk(sequence, min(sequence.num_uncomputed_tokens, budget))
+        return [dataclasses.replace(chunk, samples=False)]
 
     def _start(self, sequence: Sequence, num_cached_tokens: int) -> None:
         sequence.num_computed_tokens = num_cached_tokens
@@ -121,6 +149,8 @@ class BatchScheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow ``sequence`` to ``num_tokens``, preempting others if need be; False if it was preempted itself."""
         while not self.blocks.grow(sequence, num_tokens):
+            if self.ahead.give_way():
+                continue
             victim = max(self.running, key=_expendable)
             self._preempt(victim)
             if victim is sequence:

@@ -44,6 +44,12 @@ class LoadedModel:
         """Logits [vocab_size] in float32 after ``probe_ids``, by the model's own eager attention."""
         self.vocab_size = self.reference.shape[0]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and buffers, tied ones counted once."""
+        tensors = {tensor.data_ptr(): tensor.nbytes for tensor in [*self.model.parameters(), *self.model.buffers()]}
+        return sum(tensors.values())
+
     def forward(self, input_ids: Tensor, positions: Tensor, rows: Tensor | None) -> Tensor:
         """Return logits [num_rows, vocab_size] of a flat batch [num_tokens], all rows where ``rows`` is None."""
         arguments: dict[str, Any] = {"logits_to_keep": rows} if self._picks_rows and rows is not None else {}
