@@ -21,14 +21,23 @@ from parrot_workers.engine.port import SequenceInput
 from parrot_workers.engine.sequence import Sequence
 
 SIZE = 2
-NUM_BLOCKS = 7
-NUM_SLOTS = 3
+NUM_BLOCKS = 6
+NUM_SLOTS = 5
 
 Content = tuple[str, tuple[int, ...]]
 """The salt, and the tokens up to here and including it."""
 KEYS = st.sampled_from(["x", "y"])
-SALTS = st.sampled_from(["a", "b"])
-TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+SALTS = st.sampled_from(["a", "a", "a", "b"])
+TOKEN = st.sampled_from([0, 0, 0, 1])
+PROMPTS = ([0] * 9, [0, 0, 0, 1, 0, 0, 1, 0, 0], [1] * 9, [1, 1, 0, 0, 0, 1, 0, 0, 0])
+TOKENS = st.builds(lambda prompt, count: prompt[:count], st.sampled_from(PROMPTS), st.integers(3, 9))
+"""Such that prompts begin alike, and come again."""
+AT_ONCE = st.sampled_from([True, True, True, False])
+MAX_LIVE = 3
+LONGEST = 8
+"""Tokens; a sequence that has more ends with the step."""
+QUIET_STEPS = 12
+"""Steps between troubles, for what they end takes a while to come about."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,6 +88,8 @@ class Blocks(RuleBasedStateMachine):
         self.hints: dict[str, tuple[str, list[int], float]] = {}
         self.now_s = 0.0
         self.count = 0
+        self.num_steps = 0
+        """Since the last trouble."""
 
     # Planning --------------------------------------------------------------------------------------------------------
 
@@ -89,7 +100,6 @@ class Blocks(RuleBasedStateMachine):
         self.learn(sequence)
         lacking = self.manager.num_blocks_for(sequence.num_tokens) - len(prefix)
         if lacking > self.manager.num_free_after_hold(prefix):
-            self.preempted.append(sequence)
             return
         self.manager.hold(sequence, prefix)
         assert self.manager.grow(sequence, sequence.num_tokens), "what would be left after a hold was not there"
@@ -109,20 +119,27 @@ class Blocks(RuleBasedStateMachine):
             meaning = (sequence.source.salt, tuple(sequence.token_ids[: index * SIZE]))
             assert self.meanings.setdefault(digest, meaning) == meaning, "one hash for two contents"
 
-    @rule(salt=SALTS, token_ids=TOKENS, whole=st.booleans(), at_once=st.booleans())
-    def admit(self, salt: str, token_ids: list[int], whole: bool, at_once: bool) -> None:
+    @precondition(lambda self: len(self.live) < MAX_LIVE)
+    @rule(data=st.data(), salt=SALTS, token_ids=TOKENS, whole=st.booleans(), at_once=AT_ONCE, ends_plan=st.booleans())
+    def admit(
+        self, data: st.DataObject, salt: str, token_ids: list[int], whole: bool, at_once: bool, ends_plan: bool
+    ) -> None:
         self.count += 1
         source = SequenceInput(f"s{self.count}", (), SamplingParams(), salt=salt)
         sequence = Sequence(
             source, token_ids, Detokenizer(lambda ids: ""), arrival=0, max_output_tokens=100, stop_ids=frozenset()
         )
         self.start(sequence, whole, at_once)
+        if ends_plan:
+            self.run_step(data)
 
-    @precondition(lambda self: self.preempted)
-    @rule(data=st.data(), at_once=st.booleans())
-    def resume(self, data: st.DataObject, at_once: bool) -> None:
+    @precondition(lambda self: self.preempted and len(self.live) < MAX_LIVE)
+    @rule(data=st.data(), at_once=AT_ONCE, ends_plan=st.booleans())
+    def resume(self, data: st.DataObject, at_once: bool, ends_plan: bool) -> None:
         index = data.draw(st.integers(0, len(self.preempted) - 1))
         self.start(self.preempted.pop(index), whole=False, at_once=at_once)
+        if ends_plan:
+            self.run_step(data)
 
     @precondition(lambda self: any(one.sequence.num_uncomputed_tokens and not one.scheduled for one in self.live))
     @rule(data=st.data())
@@ -131,9 +148,15 @@ class Blocks(RuleBasedStateMachine):
         self.compute_later(one, data.draw(st.integers(1, one.sequence.num_uncomputed_tokens)))
 
     @precondition(lambda self: any(not one.sequence.num_uncomputed_tokens for one in self.live))
-    @rule(data=st.data(), token_id=st.integers(0, 1), guesses=st.lists(st.integers(0, 1), max_size=5))
-    def decode(self, data: st.DataObject, token_id: int, guesses: list[int]) -> None:
-        one = data.draw(st.sampled_from([one for one in self.live if not one.sequence.num_uncomputed_tokens]))
+    @rule(data=st.data(), token_id=TOKEN, guesses=st.lists(TOKEN, max_size=5), ends_plan=AT_ONCE)
+    def decode(self, data: st.DataObject, token_id: int, guesses: list[int], ends_plan: bool) -> None:
+        for one in self.live:
+            if not one.sequence.num_uncomputed_tokens:
+                self.decode_one(one, token_id, guesses)
+        if ends_plan:
+            self.run_step(data)
+
+    def decode_one(self, one: Live, token_id: int, guesses: list[int]) -> None:
         before, sequence = self.kept(), one.sequence
         if self.manager.grow(sequence, sequence.num_tokens + 1 + len(guesses)):
             sequence.token_ids.append(token_id)
@@ -156,17 +179,17 @@ class Blocks(RuleBasedStateMachine):
 
     # Hints -----------------------------------------------------------------------------------------------------------
 
-    @rule(key=KEYS, salt=SALTS, token_ids=TOKENS, for_s=st.integers(1, 4))
+    @rule(key=KEYS, salt=SALTS, token_ids=TOKENS, for_s=st.integers(1, 9))
     def retain(self, key: str, salt: str, token_ids: list[int], for_s: int) -> None:
         self.hints[key] = (salt, token_ids, self.now_s + for_s)
         self.manager.retain(key, token_ids, salt, self.now_s + for_s)
 
+    @precondition(lambda self: self.hints)
     @rule(key=KEYS)
     def release_hint(self, key: str) -> None:
         self.hints.pop(key, None)
         self.manager.release_hint(key)
 
-    @rule()
     def time_passes(self) -> None:
         self.now_s += 1
         self.hints = {key: hint for key, hint in self.hints.items() if hint[2] > self.now_s}
@@ -190,11 +213,18 @@ class Blocks(RuleBasedStateMachine):
 
     # Computing -------------------------------------------------------------------------------------------------------
 
+    @precondition(lambda self: any(one.scheduled for one in self.live))
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
+        self.run_step(data)
+
+    def run_step(self, data: st.DataObject) -> None:
+        self.num_steps += 1
+        self.time_passes()
         transfers = self.manager.take_transfers()
         assert len({slot for _, slot in transfers.stores}) == len(transfers.stores), "a slot is stored to twice"
         assert len({block for _, block in transfers.loads}) == len(transfers.loads), "a block is loaded to twice"
+        assert {block for _, block in transfers.loads} <= set(self.manager._cached.values()), "a load for nobody"
         for block, slot in transfers.stores:
             self.host[slot] = list(self.device[block])
         for slot, block in transfers.loads:
@@ -205,6 +235,8 @@ class Blocks(RuleBasedStateMachine):
             if one.scheduled:
                 self.compute(one, data)
         self.check_contents()
+        for one in [one for one in self.live if one.sequence.num_tokens > LONGEST]:
+            self.drop(one)
         self.readable = set(self.manager._cached.values())
         self.manager.taken.clear()
 
@@ -237,9 +269,11 @@ class Blocks(RuleBasedStateMachine):
                 content = self.device[sequence.block_table[position // SIZE]][position % SIZE]
                 assert content == (one.salt, tuple(sequence.token_ids[: position + 1]))
 
+    @precondition(lambda self: self.num_steps >= QUIET_STEPS)
     @rule()
     def restart(self) -> None:
         """A step failed: nothing of what was planned, or copied, can be relied on."""
+        self.num_steps = 0
         self.manager.take_transfers()
         for one in list(self.live):
             self.drop(one)
@@ -249,9 +283,14 @@ class Blocks(RuleBasedStateMachine):
         self.host = [[None] * SIZE for _ in range(NUM_SLOTS)]
         self.readable.clear()
 
-    @precondition(lambda self: not any(one.scheduled for one in self.live) and not self.tier.loading)
+    @precondition(
+        lambda self: (
+            self.num_steps >= QUIET_STEPS and not any(one.scheduled for one in self.live) and not self.tier.loading
+        )
+    )
     @rule()
     def forget(self) -> None:
+        self.num_steps = 0
         self.manager.forget()
         self.readable.clear()
         assert (self.manager.num_cached_blocks, len(self.tier)) == (0, 0)
@@ -275,4 +314,4 @@ class Blocks(RuleBasedStateMachine):
 
 
 TestBlocks = Blocks.TestCase
-TestBlocks.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestBlocks.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
