@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +25,21 @@ from parrot_kernels.torch_backend import TorchBackend
 ENVIRONMENT = "PARROT_MQ_KERNELS"
 
 logger = logging.getLogger(__name__)
+
+
+class CapturedStep(Protocol):
+    """A step that was captured; not for several threads at once."""
+
+    def run(self, num_tokens: int, num_picked: int, plan: AttentionPlan) -> Tensor:
+        """Run it on the first rows of its inputs; return the rows of its result.
+
+        They lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were captured,
+        a plan for other ones, and indices outside what they index.
+        """
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by kind of operation, summed over all runs."""
 
 
 class Backend(Protocol):
@@ -92,6 +108,18 @@ class Backend(Protocol):
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype."""
+
+    def capture(
+        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Record ``step`` so that it can be run again without Python, for any number of rows; None where it cannot.
+
+        ``step`` is called once with a backend to call all its operations on, and returns the result of one. It computes
+        on the static buffers ``tokens`` (inputs with a row for each of the most tokens of a step) and ``picked`` (with
+        a row for each of the most rows picked of them by ``gather``), full as they are; to run it, they are filled from
+        the start. The attention plan that it uses stands for those of the runs. A step that cannot be recorded is
+        logged, and must be run eagerly.
+        """
 
 
 def backend_for(device: torch.device | str) -> Backend:

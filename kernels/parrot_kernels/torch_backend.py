@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,9 @@ from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.linear import PackedLinear
 from parrot_kernels.paged_attention import paged_attention
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import Backend, CapturedStep
 
 
 class TorchBackend:
@@ -80,6 +86,12 @@ class TorchBackend:
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` of ``table``."""
         return table.index_select(0, index)
+
+    def capture(
+        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Torch computes step by step."""
+        return None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
