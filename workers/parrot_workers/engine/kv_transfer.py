@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.host_tier import Transfers
+from parrot_workers.engine.paged_cache import PagedCache
 
 STAGED_BYTES = 16 * 2**20
 """Of the device's memory, where the blocks of a portion are put together."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parrot_kernels import Backend, backend_for
+from parrot_kernels import Backend, CapturedStep, backend_for
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights, llama_tensors
@@ -113,6 +113,14 @@ class LlamaModel:
     def forward(self, batch: StepBatch, cache: PagedCache) -> Tensor:
         """Compute a step; see ``Model``."""
         return self.network.compute(self.kernels, batch, cache)
+
+    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
+        """Have the backend record the network, if it can."""
+        return self.kernels.capture(
+            lambda kernels: self.network.compute(kernels, full, cache),
+            tokens=[full.ids, full.positions, full.slots],
+            picked=[full.rows],
+        )
 
 
 def load_llama(
