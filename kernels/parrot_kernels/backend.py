@@ -87,8 +87,11 @@ class Backend(Protocol):
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """Lay out ``weight`` [out_features, in_features] for ``linear``; the original may then be freed."""
 
-    def linear(self, x: Tensor, packed: PackedLinear) -> Tensor:
-        """Return x @ weight.T + bias."""
+    def linear(self, x: Tensor, packed: PackedLinear, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Return x @ weight.T + bias [..., out_features] for ``x`` [..., in_features] of the weight's dtype.
+
+        ``dtype`` is x.dtype or float32: logits, say, that need not be rounded to bfloat16.
+        """
 
 
 def backend_for(device: torch.device | str) -> Backend:

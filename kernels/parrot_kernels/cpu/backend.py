@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan, PlanArrays
+from parrot_kernels.attention_plan import AttentionPlan, PlanArrays
 from parrot_kernels.cpu.build import build
+from parrot_kernels.cpu.checks import check_attention, check_norm, check_rope
 from parrot_kernels.cpu.variant import Variant, supported_variants
+from parrot_kernels.cpu.weight_memory import WeightMemory
 from parrot_kernels.errors import KernelBuildError, KernelInputError
-from parrot_kernels.linear import PackedLinear
+from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
 
 HEAD_DIMS = (64, 128)
@@ -23,6 +25,7 @@ MAX_FOLD = 64
 """Query heads of one KV head that fit a tile."""
 
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_LINEAR = [_POINTER, _INT64, _INT64, _POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT]
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "rms_norm": (None, [_POINTER, *[_INT64] * 5, *[_POINTER] * 4, _FLOAT, _INT]),
     "rope_and_store": (
@@ -30,6 +33,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [*[_POINTER] * 3, *[_INT64] * 3, *[_POINTER] * 2, _INT64, *[_POINTER] * 4, *[_INT64] * 7, _INT],
     ),
     "silu_mul": (None, [_POINTER, _POINTER, _INT64, _INT64, _INT]),
+    "packed_bytes": (_INT64, [_INT64, _INT64]),
+    "pack": (None, [_POINTER, *[_INT64] * 3, _POINTER, _INT]),
+    "linear": (None, _LINEAR),
     "attention": (None, [*[_POINTER] * 8, *[_INT64] * 4, _FLOAT, _FLOAT, _INT64, _INT]),
 }
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -75,15 +81,21 @@ class CpuBackend(TorchBackend):
                 for name, signature in _SIGNATURES.items()
                 for dtype, suffix in _SUFFIXES.items()
             }
+            self._linear = {
+                (torch.float32, torch.float32): self._functions["linear", torch.float32],
+                (torch.bfloat16, torch.bfloat16): self._functions["linear", torch.bfloat16],
+                (torch.bfloat16, torch.float32): _bind(library, "parrot_linear_bf16_f32", None, _LINEAR),
+            }
         except (OSError, AttributeError) as error:
             raise KernelBuildError(f"the compiled operations do not load ({error}): delete {path}") from error
+        self._weights = WeightMemory()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm without a residual; rows of [tokens, dim] and [tokens, heads, dim] may be strided."""
         function = self._functions.get(("rms_norm", x.dtype))
         if function is None:
             return super().rms_norm(x, weight, eps)
-        dim = _check_norm(x, weight)
+        dim = check_norm(x, weight)
         if not 2 <= x.ndim <= 3 or x.stride(-1) != 1:
             return self.rms_norm(x.reshape(-1, dim).contiguous(), weight, eps).view(x.shape)
         inner, inner_stride = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
@@ -100,7 +112,7 @@ class CpuBackend(TorchBackend):
         function = self._functions.get(("rms_norm", x.dtype))
         if function is None:
             return super().add_rms_norm(x, residual, weight, eps)
-        dim = _check_norm(x, weight)
+        dim = check_norm(x, weight)
         if residual.shape != x.shape or residual.dtype != x.dtype:
             raise KernelInputError(f"a residual {residual.dtype} {tuple(residual.shape)} for {tuple(x.shape)}")
         x, residual = x.contiguous(), residual.contiguous()
@@ -127,7 +139,7 @@ class CpuBackend(TorchBackend):
         function = self._functions.get(("rope_and_store", query.dtype))
         if function is None:
             return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
-        _check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
         query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
         cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
         tokens, heads, dim = query.shape
@@ -156,7 +168,7 @@ class CpuBackend(TorchBackend):
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
         function = self._functions.get(("attention", query.dtype))
-        _check_attention(query, key_cache, value_cache, plan)
+        check_attention(query, key_cache, value_cache, plan)
         tokens, heads, dim = query.shape
         kv_heads = key_cache.shape[1]
         has_dims = dim in HEAD_DIMS and key_cache.shape == value_cache.shape
@@ -192,8 +204,36 @@ class CpuBackend(TorchBackend):
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Lay out a weight by oneDNN."""
-        return PackedLinear(weight, bias)
+        """Copy a float32 or bfloat16 weight into panels (see panels.h); its rows may be strided."""
+        pack = self._functions.get(("pack", weight.dtype))
+        if pack is None:
+            return super().pack_linear(weight, bias)
+        check_weight(weight, bias)
+        out_features, in_features = weight.shape
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        data = self._weights.take(self._functions["packed_bytes", weight.dtype](out_features, in_features))
+        if weight.numel():
+            pack(
+                weight.data_ptr(), weight.stride(0), out_features, in_features, data.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        bias = bias.detach().clone(memory_format=torch.contiguous_format) if bias is not None else None
+        return PackedLinear(out_features, in_features, weight.dtype, data, bias, packed=True)
+
+    def linear(self, x: Tensor, packed: PackedLinear, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply by the panels; rows of a matrix may be strided. A row's result depends on nothing but the row."""
+        if not packed.packed:
+            return super().linear(x, packed, dtype=dtype)
+        dtype = check_input(x, packed, dtype)
+        rows = x if x.ndim == 2 and x.stride(1) == 1 else x.reshape(-1, packed.in_features).contiguous()
+        out = torch.empty(*x.shape[:-1], packed.out_features, dtype=dtype)
+        if out.numel():
+            self._linear[x.dtype, dtype](
+                rows.data_ptr(), rows.stride(0), rows.shape[0], packed.data.data_ptr(), packed.in_features,
+                packed.out_features, packed.bias.data_ptr() if packed.bias is not None else None, out.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return out
 
 
 def _bind(library: ctypes.CDLL, name: str, restype: Any, argtypes: list[Any]) -> Any:
@@ -211,65 +251,3 @@ def _native(plan: AttentionPlan) -> _Plan:
 def _with_contiguous_heads(x: Tensor) -> Tensor:
     """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
-
-
-def _check_norm(x: Tensor, weight: Tensor) -> int:
-    dim = x.shape[-1]
-    if weight.shape != (dim,) or weight.dtype != x.dtype or not weight.is_contiguous():
-        raise KernelInputError(
-            f"x is {x.dtype} {tuple(x.shape)}: the weight must be {x.dtype} ({dim},) and contiguous, "
-            f"not {weight.dtype} {tuple(weight.shape)}"
-        )
-    return dim
-
-
-def _check_rope(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    slots: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-) -> None:
-    tokens, _, dim = query.shape
-    kv_heads, block_size, value_dim = value_cache.shape[1:]
-    if not (
-        key.shape == (tokens, kv_heads, dim)
-        and value.shape == (tokens, kv_heads, value_dim)
-        and key_cache.shape == (value_cache.shape[0], kv_heads, block_size, dim)
-        and cos.shape == sin.shape
-        and cos.shape[0] == tokens
-        and 2 * cos.shape[1] <= dim
-        and slots.shape == (tokens,)
-    ):
-        shapes = {name: tuple(tensor.shape) for name, tensor in locals().items() if isinstance(tensor, Tensor)}
-        raise KernelInputError(f"shapes do not fit one another: {shapes}")
-    if not query.dtype == key.dtype == value.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query, key, value and caches differ in dtype")
-    if not (cos.dtype == sin.dtype == torch.float32 and slots.dtype == torch.int64):
-        raise KernelInputError(f"cos and sin must be float32, slots int64, not {cos.dtype}, {sin.dtype}, {slots.dtype}")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        raise KernelInputError("the caches must be contiguous")
-
-
-def _check_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan) -> None:
-    tokens, heads, dim = query.shape
-    num_blocks, kv_heads, block_size, key_dim = key_cache.shape
-    if value_cache.shape[:3] != key_cache.shape[:3] or dim != key_dim or heads % kv_heads:
-        raise KernelInputError(
-            f"shapes do not fit one another: query {tuple(query.shape)}, caches {tuple(key_cache.shape)}, "
-            f"{tuple(value_cache.shape)}"
-        )
-    if block_size != BLOCK_SIZE:
-        raise KernelInputError(f"a cache with blocks of {block_size}: plans are made for {BLOCK_SIZE}")
-    if tokens != plan.num_tokens or num_blocks < plan.num_blocks:
-        raise KernelInputError(
-            f"a plan for {plan.num_tokens} tokens and {plan.num_blocks} blocks, with {tokens} tokens and "
-            f"{num_blocks} blocks"
-        )
-    if not query.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query and caches differ in dtype")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        raise KernelInputError("the caches must be contiguous")
