@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 
 import parrot_kernels as kernels
 from parrot_mq.errors import ConfigError
+from parrot_workers.engine.untouched import untouched_zeros
 
 NAME = "parrot_paged"
 REMEDY = "choose another model, or serve it by vLLM as an engine of kind openai"
@@ -91,11 +92,11 @@ class PagedCache:
         self.block_size = block_size
         # Zeros, not empty: masked keys are read too, and 0 * NaN is NaN.
         self.keys = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, block_size, shape.key_dim, dtype=dtype, device=device)
+            layer: untouched_zeros((num_blocks, shape.num_kv_heads, block_size, shape.key_dim), dtype, device)
             for layer, shape in layers.items()
         }
         self.values = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, block_size, shape.value_dim, dtype=dtype, device=device)
+            layer: untouched_zeros((num_blocks, shape.num_kv_heads, block_size, shape.value_dim), dtype, device)
             for layer, shape in layers.items()
         }
 
