@@ -38,6 +38,10 @@ class CapturedStep(Protocol):
         """
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers of its intermediate results."""
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Time by kind of operation, summed over all runs."""
 

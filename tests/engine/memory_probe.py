@@ -49,7 +49,7 @@ def main(small: str, model: str) -> None:
         json.dumps(
             {
                 "started": started,
-                "accounted_started": start_use.weights + start_use.touched_kv,
+                "accounted_started": start_use.weights + start_use.touched_kv + start_use.workspace,
                 "grown": grown,
                 "accounted": use.total,
                 "weights": use.weights,

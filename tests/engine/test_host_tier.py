@@ -11,9 +11,9 @@ import torch
 
 from parrot_kernels.attention_plan import BLOCK_SIZE
 from parrot_mq.messages import SamplingParams
-from parrot_workers.engine.attention import LayerShape, PagedCache
 from parrot_workers.engine.host_tier import Transfers
 from parrot_workers.engine.kv_transfer import KVTransfer
+from parrot_workers.engine.paged_cache import LayerShape, PagedCache
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.engine.torch_engine import TorchEngine
 
@@ -123,7 +123,7 @@ def test_a_calibrated_tier(make_engine: MakeEngine) -> None:
 def test_a_round_trip_of_every_layer(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, staged_bytes: int) -> None:
     monkeypatch.setattr("parrot_workers.engine.kv_transfer.STAGED_BYTES", staged_bytes)
     layers = {0: LayerShape(2, 8, 8), 1: LayerShape(1, 16, 4), 5: LayerShape(3, 4, 4)}
-    cache = PagedCache(layers, 7, BLOCK_SIZE, dtype, torch.device("cpu"))
+    cache = PagedCache(layers, 7, dtype, torch.device("cpu"))
     tensors = [*cache.keys.values(), *cache.values.values()]
     generator = torch.Generator().manual_seed(0)
     for tensor in tensors:

@@ -18,8 +18,8 @@ from parrot_kernels.attention_plan import BLOCK_SIZE
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine import memory
-from parrot_workers.engine.attention import LayerShape
 from parrot_workers.engine.available_memory import available_bytes
+from parrot_workers.engine.paged_cache import LayerShape
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.engine.torch_engine import TorchEngine
 from parrot_workers.engine.untouched import untouched_zeros

@@ -41,8 +41,8 @@ class Program:
     """Operations recorded by ``Recorder``; not for several threads at once.
 
     ``max_tokens`` and ``max_picked`` are the rows that the buffers hold. ``num_blocks`` is the size of the smallest
-    cache. ``out`` is the buffer of what the step returns, whose rows are ``out_rows``; ``owned`` is everything that the
-    operations point to.
+    cache. ``out`` is the buffer of what the step returns, whose rows are ``out_rows``, in ``memory``, which all buffers
+    lie in; ``owned`` is everything else that the operations point to.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Program:
         num_blocks: int,
         out_rows: Rows,
         out: Tensor,
+        memory: Tensor,
         owned: Sequence[object],
     ) -> None:
         self.max_tokens = max_tokens
@@ -60,10 +61,16 @@ class Program:
         self._num_blocks = num_blocks
         self._out_rows = out_rows
         self._out = out
+        self._memory = memory
         self._owned = owned
         self._library = library
         self._program = library.program_new()
         weakref.finalize(self, library.program_free, self._program)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffers, taken as runs need them."""
+        return self._memory.nbytes
 
     def append(self, name: str, operation: Operation, rows: Rows, kind: Kind, *, barrier: bool) -> None:
         """Add an operation by the library's name for it; with ``barrier`` the threads meet after it."""

@@ -70,7 +70,7 @@ class Recorder(CpuBackend):
         memory = self._arena.place()
         out = memory[buffer.offset : buffer.offset + result.nbytes].view(result.dtype).view(result.shape)
         capacity = self._capacity[Rows.TOKENS], self._capacity[Rows.PICKED]
-        program = Program(self.library, *capacity, self._num_blocks, buffer.rows, out, [*self._owned, memory])
+        program = Program(self.library, *capacity, self._num_blocks, buffer.rows, out, memory, self._owned)
         for each in self._recorded:
             for field, pointed in self._pointers(each.operation):
                 to = memory.data_ptr() + pointed.offset + getattr(each.operation, field) - pointed.address

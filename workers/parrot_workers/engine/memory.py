@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Iterable
 
@@ -39,6 +40,13 @@ class MemoryUse:
     def total(self) -> int:
         """All of it, with the cache as large as it may grow."""
         return self.weights + self.kv + self.host_kv + self.workspace
+
+
+def give_back_freed() -> None:
+    """Return to the system what C's allocator keeps of freed memory: loading a model leaves tens of MiB of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library has it
+    if trim is not None:
+        trim(0)
 
 
 def block_bytes(layers: Iterable[LayerShape], dtype: torch.dtype) -> int:

@@ -63,6 +63,11 @@ class StepBuffers:
         self._tensors = self._host if device.type == "cpu" else torch.zeros_like(self._host, device=device)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self._tensors.nbytes
+
+    @property
     def full(self) -> StepBatch:
         """All of the buffers, as what a step is recorded over; the plan stands for those to come."""
         ids, positions, slots, rows = self._tensors

@@ -136,6 +136,7 @@ class TorchEngine(EngineCore):
             on_step=on_step,
             clock=clock,
         )
+        memory.give_back_freed()
 
     def memory(self) -> MemoryUse:
         """Return what its weights, its cache and its steps use. Raises AssertionError once it is closed."""
@@ -146,7 +147,7 @@ class TorchEngine(EngineCore):
             kv=self._blocks.num_blocks * self._block_bytes,
             touched_kv=self._blocks.num_touched_blocks * self._block_bytes,
             host_kv=transfer.host_bytes if transfer is not None else 0,
-            workspace=transfer.staged_bytes if transfer is not None else 0,
+            workspace=self._runner.nbytes + (transfer.staged_bytes if transfer is not None else 0),
         )
 
     def generate(

@@ -48,7 +48,8 @@ class LlamaWeights:
     def nbytes(self) -> int:
         """Bytes they take."""
         layers = sum(layer.nbytes for layer in self.layers)
-        return layers + self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
+        is_tied = self.head.data.data_ptr() == self.embedding.data_ptr()  # a packed head is a copy
+        return layers + self.embedding.nbytes + self.norm.nbytes + (0 if is_tied else self.head.nbytes)
 
 
 def llama_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
