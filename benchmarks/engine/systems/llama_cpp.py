@@ -1,11 +1,13 @@
-"""llama.cpp through its own C interface: several sequences in a batch, a shared prefix computed once and copied."""
+"""llama.cpp through its own C interface: several sequences in a batch, a shared prefix computed once and copied.
+
+Settings are the best of those tried: flash attention; a cache of its own for each sequence (in a common one everybody's
+keys are read for everybody), which is fast only while the sequences of a batch lie side by side and in order.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import heapq
-import os
 
 import llama_cpp as lib
 import numpy as np
@@ -39,16 +41,17 @@ class LlamaSystem:
         self._vocab_size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
         params = lib.llama_context_default_params()
         params.n_seq_max = setup.max_num_seqs + 1
-        params.kv_unified = os.environ.get("LLAMA_UNIFIED", "1") == "1"
-        params.n_ctx = int(os.environ.get("LLAMA_CTX", 16384))
+        params.kv_unified = False
+        params.n_ctx = params.n_seq_max * setup.max_len
         params.n_batch = params.n_ubatch = MAX_BATCH_TOKENS
-        params.n_ubatch = int(os.environ.get("LLAMA_UBATCH", MAX_BATCH_TOKENS))
         params.n_threads = params.n_threads_batch = setup.num_threads
-        params.flash_attn_type = int(os.environ.get("LLAMA_FA", "1"))
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
-        kv_type = lib.GGML_TYPE_F32 if setup.dtype == "float32" else int(os.environ.get("LLAMA_KV", lib.GGML_TYPE_F16))
-        params.type_k = params.type_v = kv_type
+        # float16 is its default and its fastest; with a float32 model everybody's cache is float32.
+        params.type_k = params.type_v = lib.GGML_TYPE_F32 if setup.dtype == "float32" else lib.GGML_TYPE_F16
         self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise RuntimeError("llama.cpp did not make a context; it says why on standard error")
         self._memory = lib.llama_get_memory(self._context)
         self._batch = lib.llama_batch_init(MAX_BATCH_TOKENS, 0, 1)
         self._prefix: list[int] = []
@@ -57,7 +60,7 @@ class LlamaSystem:
         self._running: list[Running] = []
 
     def describe(self) -> dict[str, str]:
-        return {"llama_cpp_python": lib.__version__, "flash_attention": "on", "kv": "f32 or f16, unified"}
+        return {"llama_cpp_python": lib.__version__}
 
     def warm(self, prefix: list[int]) -> None:
         """Compute the prefix in a slot of its own, whose cells the others share."""
@@ -123,5 +126,4 @@ class LlamaSystem:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None)
     serve(LlamaSystem)
