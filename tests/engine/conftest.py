@@ -22,6 +22,7 @@ SENTENCES = [
 ]
 VOCAB_SIZE = 384
 MAX_LEN = 160
+SMALL = {"max_num_seqs": 8, "num_blocks": 256, "calibrate": False, "speculate": False}
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:
@@ -116,10 +117,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., TorchEngine]:
-    """Give ``engine(kind, **settings)``: a new engine, small and without calibration."""
+    """Give ``engine(kind, **settings)``: a new engine, small, without calibration or speculation."""
 
     def engine(kind: str = "llama", **settings: Any) -> TorchEngine:
-        return TorchEngine(model_folder(kind), **{"max_num_seqs": 8, "num_blocks": 256, "calibrate": False, **settings})
+        return TorchEngine(model_folder(kind), **{**SMALL, **settings})
 
     return engine
 

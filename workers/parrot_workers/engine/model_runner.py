@@ -20,18 +20,20 @@ class ModelRunner:
         self.cache = cache
 
     def run(self, chunks: list[Chunk]) -> Tensor | None:
-        """Compute ``chunks``; return the logits [num_samples, vocab_size] of those that sample, in order, else None."""
+        """Compute ``chunks``; return the logits [num_rows, vocab_size] of the rows they want, None if none."""
         tokens: list[int] = []
         rows: list[int] = []
+        lengths: list[int] = []
         for chunk in chunks:
-            tokens += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
-            if chunk.samples:
-                rows.append(len(tokens) - 1)
+            token_ids = chunk.token_ids
+            tokens += token_ids
+            lengths.append(len(token_ids))
+            rows += range(len(tokens) - chunk.num_rows, len(tokens))
         logits = self.forward(
             tokens,
             [chunk.start for chunk in chunks],
-            [chunk.num_tokens for chunk in chunks],
-            [chunk.sequence.block_table for chunk in chunks],
+            lengths,
+            [chunk.block_table for chunk in chunks],
             rows or [len(tokens) - 1],
         )
         return logits if rows else None
