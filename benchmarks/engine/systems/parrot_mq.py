@@ -22,6 +22,7 @@ class ParrotSystem:
             kv_memory_bytes=setup.kv_memory_bytes,
             num_threads=setup.num_threads,
             calibrate=False,
+            speculate=False,  # random weights run in circles, which drafts would profit from without any merit
         )
 
     def describe(self) -> dict[str, str]:
