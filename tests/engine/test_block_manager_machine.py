@@ -303,6 +303,8 @@ class Blocks(RuleBasedStateMachine):
         held = {block for one in self.live for block in one.sequence.block_table}
         assert self.manager.num_free_blocks == NUM_BLOCKS - len(held)
         assert self.manager.num_touched_blocks >= len(held)
+        kept = {self.meanings[self.manager._hashes[block] or b""] for block in self.manager._kept}
+        assert kept == self.kept(), "what is retained is not what was asked for"
 
     def teardown(self) -> None:
         for one in list(self.live):
