@@ -87,7 +87,10 @@ async def parrot_server(folder: Path, dtype: str, num_threads: int) -> AsyncIter
         *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_LEN)),
     )
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as data:
-        async with RedisServer(data) as redis, run_stack(redis.url, [EngineChoice("torch", str(folder), arguments)]) as stack:
+        async with (
+            RedisServer(data) as redis,
+            run_stack(redis.url, [EngineChoice("torch", str(folder), arguments)]) as stack,
+        ):
             await stack.wait_until_ready(READY_TIMEOUT_S)
             async with P.connect(redis.url) as client, client.session(tenant="bench") as session:
                 yield ParrotServer(client, session)
