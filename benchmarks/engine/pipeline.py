@@ -53,7 +53,8 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
     runs: defaultdict[tuple[str, int], list[RunFigures]] = defaultdict(list)
     async with contextlib.AsyncExitStack() as stack:
         servers = {
-            name: await stack.enter_async_context(server(folder, dtype, num_threads)) for name, server in SERVERS.items()
+            name: await stack.enter_async_context(server(folder, dtype, num_threads))
+            for name, server in SERVERS.items()
         }
         for number in range(-1, rounds):  # the first one is not counted
             for concurrency in CONCURRENCIES:
