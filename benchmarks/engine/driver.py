@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from benchmarks.engine.figures import Row, RunFigures, summary
 from benchmarks.engine.peers import KV_GIB, PEERS, ROOT
 from benchmarks.engine.process import SystemFailed, SystemProcess
 from benchmarks.engine.shapes import DTYPES, MAX_LEN, MODELS_FOLDER, SHAPES
-from benchmarks.engine.workload import MAX_NUM_SEQS, WORKLOADS, Case, poisson_arrivals_s, requests_of
+from benchmarks.engine.workload import MAX_NUM_SEQS, WORKLOADS, Case, Workload, poisson_arrivals_s, requests_of
 
 REFERENCE = "transformers"
 """In float32 everybody's greedy tokens are compared with this system's."""
@@ -35,27 +34,36 @@ def model_folder(model: str, dtype: str) -> Path:
 
 
 class Driver:
-    """Starts the systems on one model and gathers rows; ``say`` gets a line of progress now and then."""
+    """Starts the systems on one model, each on ``cores``, and gathers rows; ``say`` gets lines of progress."""
 
-    def __init__(self, model: str, dtype: str, systems: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, model: str, dtype: str, systems: Sequence[str], cores: list[int], say: Callable[[str], None]
+    ) -> None:
         self.model, self.dtype, self._say = model, dtype, say
         self._names = list(systems)
-        self._cores = sorted(os.sched_getaffinity(0))
+        self._cores = cores
         self._running: dict[str, SystemProcess] = {}
         self._versions: dict[str, dict[str, str]] = {}
         self._errors: dict[str, str] = {}
         self._runs: defaultdict[tuple[str, Case], list[RunFigures]] = defaultdict(list)
+        self._bandwidths: list[float] = []
 
     def measure(self, cases: Sequence[Case], rounds: int) -> list[Row]:
-        """Return a row for every system and case; what failed says why."""
+        """Return a row for every system and case; what failed says why.
+
+        In each round every system runs each case once, one system at a time.
+        """
         with contextlib.ExitStack() as stack:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-engine-")))
             stack.callback(self._close)
             for name in self._names:
                 self._start(name, logs / f"{name}.log")
+            for name in list(self._running):
+                self._load(name)
             best = self._warm_up(cases)
             arrivals_s = poisson_arrivals_s(best, WORKLOADS["poisson"].num_output) if best else None
             for number in range(rounds):
+                self._bandwidths.append(bandwidth_bytes_per_s())
                 for case in cases:
                     self._round(case, number, arrivals_s if case.workload.name == "poisson" else None)
         return [self._row(name, case) for case in cases for name in self._names]
@@ -65,9 +73,11 @@ class Driver:
         if not peer.is_installed:
             self._errors[name] = f"{peer.folder} is missing: `make bench-engine` makes it"
             return
-        process = self._running[name] = SystemProcess(peer, self._cores, log)
+        self._running[name] = SystemProcess(peer, self._cores, log)
+
+    def _load(self, name: str) -> None:
         with self._failing(name):
-            self._versions[name] = process.load(
+            self._versions[name] = self._running[name].load(
                 folder=model_folder(self.model, self.dtype),
                 dtype=DTYPES[self.dtype],
                 num_threads=len(self._cores),
@@ -123,7 +133,13 @@ class Driver:
         }
         if error := self._errors.get(name):
             return row | {"output_tokens_per_s": None, "ttft_p50_ms": None, "spread": None, "error": error}
-        return row | summary(self._runs[name, case]) | {"versions": self._versions[name]}
+        row |= summary(self._runs[name, case]) | {"versions": self._versions[name]}
+        if case.batch == 1 and row["decode_tokens_per_s"]:
+            bandwidth = statistics.median(self._bandwidths)
+            limit = bandwidth / bytes_per_token(self.model, self.dtype, case.workload)
+            row["bandwidth_gb_per_s"] = round(bandwidth / 1e9, 1)
+            row["bandwidth_share"] = round(row["decode_tokens_per_s"] / limit, 3)
+        return row
 
     def _close(self) -> None:
         for process in self._running.values():
@@ -136,18 +152,8 @@ def bandwidth_bytes_per_s() -> float:
     return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60).stdout)
 
 
-def add_bandwidth_share(rows: Sequence[Row], bytes_per_s: float) -> None:
-    """Note in the rows of batch 1 how near decoding comes to reading the weights and the cache once a token."""
-    for row in rows:
-        if row["batch"] == 1 and row.get("decode_tokens_per_s"):
-            shape, workload = SHAPES[row["model"]], WORKLOADS[row["workload"]]
-            context = workload.num_shared + workload.num_own + workload.num_output / 2
-            values = shape.num_step_weights + shape.kv_values_per_token * context
-            limit = bytes_per_s / (values * ITEM_BYTES[row["dtype"]])
-            row["bandwidth_share"] = round(row["decode_tokens_per_s"] / limit, 3)
-            row["bandwidth_gb_per_s"] = round(bytes_per_s / 1e9, 1)
-
-
-def typical_spread(rows: Sequence[Row]) -> float:
-    """Return the median of the rows' spreads, 0 without any."""
-    return statistics.median([row["spread"] for row in rows if row["spread"] is not None] or [0.0])
+def bytes_per_token(model: str, dtype: str, workload: Workload) -> float:
+    """Return what decoding one sequence must read for a token: all weights of a step, and the cache so far."""
+    shape = SHAPES[model]
+    context = workload.num_shared + workload.num_own + workload.num_output / 2
+    return (shape.num_step_weights + shape.kv_values_per_token * context) * ITEM_BYTES[dtype]

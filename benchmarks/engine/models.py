@@ -1,8 +1,8 @@
 """``python -m benchmarks.engine.models FOLDER MODEL DTYPE``: a model of random weights as a Hugging Face folder.
 
-The same seed gives the same weights; bf16 is f32 rounded. The tokenizer is a byte-level BPE whose tokens after the bytes
-are made-up words that begin with a space, so that any sequence of them is a text that encodes to the same ids again:
-prompts are the same for a system that takes ids and for a server that takes text.
+The same seed gives the same weights; bf16 is f32 rounded. The tokenizer is a byte-level BPE whose tokens after the
+bytes are made-up words that begin with a space, so that any sequence of them is a text that encodes to the same ids
+again: prompts are the same for a system that takes ids and for a server that takes text.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -85,6 +86,7 @@ async def parrot_server(folder: Path, dtype: str, num_threads: int) -> AsyncIter
     arguments = (
         *("--dtype", DTYPES[dtype], "--num-threads", str(num_threads), "--kv-memory-gib", str(KV_GIB)),
         *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_LEN)),
+        "--no-speculate",
     )
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as data:
         async with (
@@ -157,25 +159,25 @@ async def vllm_server(folder: Path, dtype: str, num_threads: int) -> AsyncIterat
     environ = {**os.environ, "HF_HUB_OFFLINE": "1"} | vllm_environ(peer.folder, cores)
     environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server knows no other way
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            await _answers(process, port)
+            await _until_up(process, port)
             yield VllmServer(port)
         except SystemFailed as error:
             log.seek(0)
             raise SystemFailed(f"{error}: {log.read()[-500:].decode(errors='replace')}") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait(10)
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
-async def _answers(process: subprocess.Popen[bytes], port: int) -> None:
+async def _until_up(process: asyncio.subprocess.Process, port: int) -> None:
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        if process.poll() is not None:
+        if process.returncode is not None:
             raise SystemFailed(f"vllm_cpu ended with {process.returncode}")
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""A system as the driver sees it: a process group that answers orders, and that stands still while another is measured."""
+"""A system as the driver sees it: a process group that answers orders, and stands still while others are measured."""
 
 from __future__ import annotations
 

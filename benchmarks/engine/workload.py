@@ -13,6 +13,7 @@ NUM_UNSPOKEN_IDS = 2 + 256 + 100
 UTILISATION = 0.65
 """Poisson arrivals come at this part of what the fastest system does on ``shared`` with a full batch."""
 POISSON_S = 6.0
+"""How long requests keep coming, where that is between ``MIN_ARRIVALS`` and ``MAX_ARRIVALS`` of them."""
 MIN_ARRIVALS, MAX_ARRIVALS = 48, 128
 
 

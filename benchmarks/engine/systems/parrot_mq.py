@@ -21,8 +21,8 @@ class ParrotSystem:
             max_model_len=setup.max_len,
             kv_memory_bytes=setup.kv_memory_bytes,
             num_threads=setup.num_threads,
+            speculate=False,  # random weights run in circles, which drafts would copy: no gain that a user will see
             calibrate=False,
-            speculate=False,  # random weights run in circles, which drafts would profit from without any merit
         )
 
     def describe(self) -> dict[str, str]:
