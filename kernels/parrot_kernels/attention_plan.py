@@ -8,8 +8,10 @@ log-sum-exp) from each, merged in the order of the keys.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -72,8 +74,6 @@ class AttentionPlan:
                 raise KernelInputError(f"{query_len} new tokens of {context_len}: want at least 1, at most all")
             if len(table) * BLOCK_SIZE < context_len:
                 raise KernelInputError(f"{len(table)} blocks do not hold a context of {context_len}")
-            if min(table) < 0:
-                raise KernelInputError("a negative block in a block table")
         self.query_lens = query_lens
         self.context_lens = context_lens
         self.block_tables = block_tables
@@ -89,9 +89,14 @@ class AttentionPlan:
         if self.num_tokens < total:
             raise KernelInputError(f"{total} new tokens do not fit {num_rows} rows")
         self.is_padded = self.num_tokens > total
-        self.num_blocks = 1 + max((max(table) for table in block_tables), default=-1)
+        self.flat_tables = array.array("i", itertools.chain.from_iterable(block_tables))
+        """The block tables, one after the other."""
+        lowest, highest = _bounds(self.flat_tables)
+        if lowest < 0:
+            raise KernelInputError("a negative block in a block table")
+        self.num_blocks = highest + 1
         """The cache must have at least as many blocks."""
-        self.pieces = self._split_pieces(share)
+        self.share = share
         self.native: object = None
         """What a compiled backend keeps with the plan."""
 
@@ -106,15 +111,14 @@ class AttentionPlan:
         """The pieces as flat int32 tensors, for compiled kernels."""
         return PlanArrays.of(self)
 
-    def _split_pieces(self, share: bool) -> list[Piece]:
-        self._rows = [
-            range(first, first + length) for first, length in zip(self.first_rows, self.query_lens, strict=True)
-        ]
+    @functools.cached_property
+    def pieces(self) -> list[Piece]:
+        """The pieces, the most work first."""
         pieces: list[Piece] = []
         short = [i for i, length in enumerate(self.query_lens) if length <= MAX_SHARED_QUERY]
         alone = [i for i, length in enumerate(self.query_lens) if length > MAX_SHARED_QUERY]
         pieces += [self._piece([i], 0, self.context_lens[i]) for i in alone]
-        for group in self._grouped(short, 0) if share else [[i] for i in short]:
+        for group in self._grouped(short, 0) if self.share else [[i] for i in short]:
             for piece in self._walk(group, 0, 0):
                 pieces += piece.split(SPLIT_KEYS)
         # The longest first, so that no thread starts one at the end; the sort is stable.
@@ -149,8 +153,16 @@ class AttentionPlan:
 
     def _piece(self, members: list[int], first_block: int, end: int) -> Piece:
         blocks = self.block_tables[members[0]][first_block : -(-end // BLOCK_SIZE)]
-        rows = [row for i in members for row in self._rows[i]]
+        rows = [row for i in members for row in range(self.first_rows[i], self.first_rows[i] + self.query_lens[i])]
         return Piece(first_block * BLOCK_SIZE, end - first_block * BLOCK_SIZE, blocks, rows)
+
+
+def _bounds(blocks: array.array[int]) -> tuple[int, int]:
+    """Return the lowest and the highest of ``blocks``; 0 and -1 if there are none."""
+    if len(blocks) < 64:  # a call of torch costs more
+        return min(blocks, default=0), max(blocks, default=-1)
+    lowest, highest = torch.frombuffer(blocks, dtype=torch.int32).aminmax()
+    return int(lowest), int(highest)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +25,25 @@ from parrot_kernels.torch_backend import TorchBackend
 ENVIRONMENT = "PARROT_MQ_KERNELS"
 
 logger = logging.getLogger(__name__)
+
+
+class CapturedStep(Protocol):
+    """A step that was captured; not for several threads at once."""
+
+    def run(self, num_tokens: int, num_picked: int, plan: AttentionPlan) -> Tensor:
+        """Run it on the first rows of its inputs; return the rows of its result.
+
+        They lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were captured,
+        a plan for other ones, and indices outside what they index.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers of its intermediate results."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by kind of operation, summed over all runs."""
 
 
 class Backend(Protocol):
@@ -88,10 +108,25 @@ class Backend(Protocol):
         """Lay out ``weight`` [out_features, in_features] for ``linear``; the original may then be freed."""
 
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
-        """Return x @ weight.T + bias in ``dtype``: that of ``x`` (None), or float32, for logits."""
+        """Return x @ weight.T + bias [..., out_features] for ``x`` [..., in_features] of the weight's dtype.
+
+        ``dtype`` is x.dtype or float32: logits, say, that need not be rounded to bfloat16.
+        """
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype."""
+
+    def capture(
+        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Record ``step`` so that it can be run again without Python, for any number of rows; None where it cannot.
+
+        ``step`` is called once with a backend to call all its operations on, and returns the result of one. It computes
+        on the static buffers ``tokens`` (inputs with a row for each of the most tokens of a step) and ``picked`` (with
+        a row for each of the most rows picked of them by ``gather``), full as they are; to run it, they are filled from
+        the start. The attention plan that it uses stands for those of the runs. A step that cannot be recorded is
+        logged, and must be run eagerly.
+        """
 
 
 def backend_for(device: torch.device | str) -> Backend:

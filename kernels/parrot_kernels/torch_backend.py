@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.errors import KernelInputError
-from parrot_kernels.linear import PackedLinear
+from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.paged_attention import paged_attention
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import Backend, CapturedStep
 
 
 class TorchBackend:
@@ -70,16 +76,27 @@ class TorchBackend:
         return (F.silu(gate) * up).to(gate_up.dtype)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Lay out a weight; oneDNN needs no compiler."""
-        return PackedLinear(weight, bias)
+        """Keep the weight as it is."""
+        check_weight(weight, bias)
+        out_features, in_features = weight.shape
+        return PackedLinear(out_features, in_features, weight.dtype, weight, bias, packed=False)
 
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
-        """Return x @ weight.T + bias."""
-        return packed(x).to(dtype or x.dtype)
+        """Return x @ weight.T + bias; a result in float32 has been rounded to x.dtype."""
+        dtype = check_input(x, packed, dtype)
+        if packed.packed:
+            raise KernelInputError("this layer was packed by the compiled backend: torch cannot compute with it")
+        return F.linear(x, packed.data, packed.bias).to(dtype)
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` of ``table``."""
         return table.index_select(0, index)
+
+    def capture(
+        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Torch computes step by step."""
+        return None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

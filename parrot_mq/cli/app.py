@@ -27,6 +27,7 @@ app.command("up")(up.up)
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app.command("scheduler", context_settings=_PASSED_ON)(services.scheduler)
 app.command("engine", context_settings=_PASSED_ON)(services.engine)
+app.command("bench-engine", context_settings=_PASSED_ON)(services.bench_engine)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(show.app, name="show")

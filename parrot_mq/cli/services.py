@@ -1,4 +1,4 @@
-"""``parrot-mq scheduler`` and ``parrot-mq engine``: one process each, for a process manager to keep.
+"""``parrot-mq scheduler`` and ``engine``, one process each for a process manager to keep, and ``bench-engine``.
 
 The command becomes the process, which knows its own options.
 """
@@ -10,9 +10,10 @@ import sys
 
 import typer
 
+from parrot_mq.cli.console import require
 from parrot_mq.stack import SCHEDULER
 
-NAMES = ("scheduler", "engine")
+NAMES = ("scheduler", "engine", "bench-engine")
 
 
 def scheduler(context: typer.Context) -> None:
@@ -23,3 +24,9 @@ def scheduler(context: typer.Context) -> None:
 def engine(context: typer.Context) -> None:
     """Run an engine: it takes requests for its model and answers them."""
     os.execv(sys.executable, [sys.executable, "-m", "parrot_workers", *context.args])
+
+
+def bench_engine(context: typer.Context) -> None:
+    """Measure an engine on this machine: prefill, decode, time to first token, memory."""
+    require("torch", "worker")
+    os.execv(sys.executable, [sys.executable, "-m", "parrot_workers.bench", *context.args])

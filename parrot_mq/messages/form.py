@@ -31,6 +31,7 @@ class RequestForm:
         sampling: SamplingParams,
         transform: Transform | None,
         priority: int,
+        share_prefixes: bool,
     ) -> None:
         self.function = function
         self.model = model
@@ -46,7 +47,10 @@ class RequestForm:
         if transform:
             output["transform"] = [transform.kind.value, transform.argument]
         self._output = _members(output)
-        self._ending = f",{_members({'priority': priority})}}}" if priority else "}"
+        ending: dict[str, object] = {"priority": priority} if priority else {}
+        if share_prefixes:
+            ending["share_prefixes"] = True
+        self._ending = f",{_members(ending)}}}" if ending else "}"
 
     def fill(
         self, request_id: str, call_id: str, bindings: Mapping[str, str], output_id: str, raw_inputs: Sequence[str] = ()

@@ -61,6 +61,8 @@ class RequestSpec:
     raw_inputs: tuple[str, ...] = ()
     """Inputs that are earlier outputs of the same call: the continuation sees their raw text, not the transformed."""
     priority: int = 0
+    share_prefixes: bool = False
+    """Its prompt's keys and values may be shared with other tenants who say so too."""
 
     def inputs(self, function: FunctionRecord) -> tuple[str, ...]:
         """Return the ids of the variables in the prompt, in order of first appearance, without repeats."""
@@ -92,6 +94,8 @@ class RequestSpec:
             data["raw_inputs"] = self.raw_inputs
         if self.priority:
             data["priority"] = self.priority
+        if self.share_prefixes:
+            data["share_prefixes"] = True
         return orjson.dumps(data).decode()
 
     @classmethod
@@ -117,6 +121,7 @@ class RequestSpec:
             transform=Transform(TransformKind(transform[0]), transform[1]) if transform else None,
             raw_inputs=tuple(data.get("raw_inputs", ())),
             priority=data.get("priority", 0),
+            share_prefixes=data.get("share_prefixes") is True,
         )
 
 

@@ -183,7 +183,8 @@ class CallBuilder:
         used = {variables[name]._id: variables[name] for name in plan.names if name in variables}
         request_id = self._session.object_id("r", self._token + suffix)
         sibling = index if plan.spec.sampling.seed is not None else 0
-        form = plan.form(self._plan.record, self._model, self._priority, sibling)
+        share_prefixes = self._session.share_prefixes
+        form = plan.form(self._plan.record, self._model, self._priority, sibling, share_prefixes=share_prefixes)
         raw_inputs = [variables[name]._id for name in plan.earlier]
         text = form.fill(request_id, self._call.id, self._bindings, output._id, raw_inputs)
         premade = plan.name in self._premade

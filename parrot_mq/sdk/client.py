@@ -29,6 +29,7 @@ class Client:
         *,
         tenant: str,
         model: str,
+        share_prefixes: bool,
         settings: ClientSettings,
         store_settings: StoreSettings | None,
         store: Store | None,
@@ -36,6 +37,7 @@ class Client:
         self.url = url
         self._tenant = tenant
         self._model = model
+        self._share_prefixes = share_prefixes
         self._settings = settings
         self._store_settings = store_settings
         self._given_store = store
@@ -89,16 +91,20 @@ class Client:
     def __await__(self) -> Generator[Any, None, Self]:
         return self.open().__await__()
 
-    def session(self, *, tenant: str = "", model: str = "", session_id: str = "") -> Session:
+    def session(
+        self, *, tenant: str = "", model: str = "", session_id: str = "", share_prefixes: bool | None = None
+    ) -> Session:
         """Return a session, to be used with ``async with``: a new one, or the one that has ``session_id``.
 
-        ``tenant`` and ``model`` (for functions that name none) are the client's where not given.
+        ``tenant``, ``model`` (for functions that name none) and ``share_prefixes`` (see ``connect``) are the client's
+        where not given.
         """
         return Session(
             self.link,
             tenant=tenant or self._tenant,
             session_id=session_id,
             model=model or self._model,
+            share_prefixes=self._share_prefixes if share_prefixes is None else share_prefixes,
             delay_s=self._delay_s,
         )
 
@@ -119,6 +125,7 @@ def connect(
     *,
     tenant: str = "default",
     model: str = "",
+    share_prefixes: bool = False,
     settings: ClientSettings | None = None,
     store_settings: StoreSettings | None = None,
     store: Store | None = None,
@@ -129,12 +136,15 @@ def connect(
     up``), else the one on this machine.
 
     Use it with ``async with connect(url) as client:``, or ``client = await connect(url)`` and ``client.aclose()``.
-    ``store`` replaces the connection, and stays open. Settings are read from the environment where not given.
+    With ``share_prefixes`` engines may use the same computed prompt prefixes for our requests and for those of other
+    tenants who said so too: less work, but such a tenant can find out by timing whether a prefix of his prompt has been
+    used. ``store`` replaces the connection, and stays open. Settings are read from the environment where not given.
     """
     return Client(
         url=known_url(url) or DEFAULT_URL,
         tenant=tenant,
         model=model,
+        share_prefixes=share_prefixes,
         settings=settings or ClientSettings.from_env(),
         store_settings=store_settings,
         store=store,

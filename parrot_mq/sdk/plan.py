@@ -13,7 +13,8 @@ from parrot_mq.sdk.signature import DEFAULT_OUTPUT, Parameter, Role
 from parrot_mq.sdk.template import Template, TemplateWarning, spaced_outputs
 
 MAX_FORMS = 2048
-"""Most encodings that are kept for one output: of each model and priority that it was called with, and sibling."""
+"""Most encodings that are kept for one output: of each model, priority and session's consent that it was called with,
+and sibling."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,18 +30,30 @@ class OutputPlan:
     prompt_end: int
     names: tuple[str, ...]
     earlier: tuple[str, ...]
-    _forms: dict[tuple[str, int, int], RequestForm] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    _forms: dict[tuple[str, int, int, bool], RequestForm] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    def form(self, function: FunctionRecord, model: str, priority: int, sibling: int = 0) -> RequestForm:
+    def form(
+        self, function: FunctionRecord, model: str, priority: int, sibling: int = 0, *, share_prefixes: bool = False
+    ) -> RequestForm:
         """Return the form of the requests for sibling ``sibling`` of this output; equal ones are made once."""
-        key = model, priority, sibling
+        key = model, priority, sibling, share_prefixes
         form = self._forms.get(key)
         if form is None:
             sampling = self.spec.sibling_sampling(sibling)
             if len(self._forms) >= MAX_FORMS:
                 self._forms.clear()
             form = self._forms[key] = RequestForm(
-                function, self.prompt_end, self.names, self.name, model, sampling, self.spec.transform, priority
+                function,
+                self.prompt_end,
+                self.names,
+                self.name,
+                model,
+                sampling,
+                self.spec.transform,
+                priority,
+                share_prefixes,
             )
         return form
 

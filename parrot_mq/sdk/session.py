@@ -30,12 +30,15 @@ class Session:
     lets go: what runs goes on, and variables can still be read. Calls made between two awaits go out together.
     """
 
-    def __init__(self, link: Link, *, tenant: str, session_id: str, model: str, delay_s: float) -> None:
+    def __init__(
+        self, link: Link, *, tenant: str, session_id: str, model: str, share_prefixes: bool, delay_s: float
+    ) -> None:
         token = link.store.ids.token()
         partition = session_partition(token, len(link.store.partitions))
         self.id = session_id or make_id(partition, "s", token)
         self.tenant = tenant
         self.model = model
+        self.share_prefixes = share_prefixes
         self.link = link
         self.partition_number = partition_of(self.id, "s")
         self._producer = ProducerStore(link.store.partition(self.partition_number))

@@ -249,7 +249,11 @@ class Lane:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Control:
-    """An entry of an engine's control stream. ``kind``: cancel, stream, objective, drain."""
+    """An entry of an engine's control stream.
+
+    ``kind``: cancel, stream, objective (``text``: its name or JSON), drain; prefill and retain (``text``: a
+    ``PrefixHint``), release (``text``: its key).
+    """
 
     entry_id: str
     kind: str

@@ -11,7 +11,7 @@ import orjson
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
-from parrot_mq.messages import FunctionRecord, VariableState
+from parrot_mq.messages import FunctionRecord, PrefixHint, VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
@@ -142,6 +142,18 @@ class SchedulerStore:
     async def control(self, engine_id: str, kind: str, request: str, fence: str = "", text: str = "") -> None:
         """Send a control message to an engine; nothing is sent to one whose streams are gone."""
         await self.partition.call("control", engine_id, kind, request, fence, text)
+
+    async def prefill(self, engine_id: str, hint: PrefixHint) -> None:
+        """Have an engine compute a prefix ahead, when it has nothing better to do."""
+        await self.control(engine_id, "prefill", "", text=hint.to_json())
+
+    async def retain(self, engine_id: str, hint: PrefixHint) -> None:
+        """Have an engine keep a prefix in its cache for ``hint.retain_s``, or until ``unretain``."""
+        await self.control(engine_id, "retain", "", text=hint.to_json())
+
+    async def unretain(self, engine_id: str, key: str) -> None:
+        """Have an engine keep nothing more for a hint's ``key``."""
+        await self.control(engine_id, "release", "", text=key)
 
     async def expired_sessions(self, count: int = 20) -> list[str]:
         """Return sessions whose time ran out and that have nothing live; those that have are put off."""

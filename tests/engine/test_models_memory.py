@@ -1,19 +1,26 @@
-"""What a model says that it holds against what the system says that the process holds."""
+"""A model's memory: what it says that it holds against what the system says, and the model that does not fit."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.engine.families import llama
+from parrot_mq.errors import ConfigError
+from parrot_workers.engine import memory
+from parrot_workers.engine.models.checkpoint import Checkpoint
+from parrot_workers.engine.models.load import load_model
+from tests.engine.families import VOCAB_SIZE, llama
 
 _MEASURE = """
 import gc, sys, torch
 from pathlib import Path
+from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.load import load_model
 
 def resident():
@@ -50,3 +57,20 @@ def test_weights_are_accounted_for_within_five_percent(tmp_path: Path) -> None:
     told, held = map(int, answer.stdout.split())
     assert told > 100 * 2**20
     assert abs(held - told) < 0.05 * told
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("llama", "fast"), ("qwen3", "fast"), ("qwen3", "general"), ("gpt2", "auto")]
+)
+def test_a_model_that_does_not_fit_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Callable[[str], Path], kind: str, path: str
+) -> None:
+    cpu, folder = torch.device("cpu"), str(model_folder(kind))
+    # Tied weights are held twice on the fast path: as the embedding, and packed as the head.
+    again = VOCAB_SIZE * 32 if (kind, path) == ("qwen3", "fast") else 0
+    needed = 4 * (Checkpoint(model_folder(kind)).num_elements() + again)
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed * 3 // 4)
+    message = rf"needs {needed / 2**30:.3g} GiB for its weights in float32, but .* free on cpu: use dtype='bfloat16'"
+    with pytest.raises(ConfigError, match=message):
+        load_model(folder, device=cpu, path=path)
+    load_model(folder, device=cpu, path=path, dtype="bfloat16")

@@ -24,12 +24,12 @@ def test_steps_add_up(make_engine: MakeEngine) -> None:
     total = engine.stats()
     assert len(steps) == total.num_steps
     for name in ("num_cached_tokens", "num_generated_tokens", "num_draft_tokens", "num_accepted_tokens"):
-        assert sum(getattr(step, name) for step in steps) == getattr(total, name), name
-    assert sum(step.num_generated_tokens for step in steps) == 2 * 4 * NUM_TOKENS
-    computed = sum(step.num_prefill_tokens + step.num_decode_tokens for step in steps)
+        assert sum(getattr(step.counts, name) for step in steps) == getattr(total, name), name
+    assert sum(step.counts.num_generated_tokens for step in steps) == 2 * 4 * NUM_TOKENS
+    computed = sum(step.counts.num_prefill_tokens + step.counts.num_decode_tokens for step in steps)
     assert computed + total.num_cached_tokens == 2 * sum(len(prompt) + NUM_TOKENS - 1 for prompt in prompts)
     assert max(step.num_running for step in steps) == 4
-    assert all(step.num_prefill_tokens + step.num_decode_tokens <= 64 for step in steps)
+    assert all(step.counts.num_prefill_tokens + step.counts.num_decode_tokens <= 64 for step in steps)
 
 
 def test_times_of_all_phases_are_measured(make_engine: MakeEngine) -> None:

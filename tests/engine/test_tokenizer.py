@@ -97,7 +97,7 @@ ALL = {**EXACT, "word piece": word_piece}
 
 
 def encoder_of(tokenizer: Tokenizer) -> PromptEncoder:
-    return PromptEncoder(tokenizer, PromptLimits(tokenizer.size, 1000, 1000, 16, frozenset()))
+    return PromptEncoder(tokenizer, PromptLimits(tokenizer.size, 1000, 1000, frozenset()))
 
 
 @pytest.mark.parametrize("make", EXACT.values(), ids=EXACT.keys())

@@ -15,6 +15,7 @@ import torch
 from parrot_mq.messages import ObjectiveKind, SamplingParams
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.engine.torch_engine import TorchEngine
+from parrot_workers.worker.prompt import prefix_salt
 
 KINDS = ["llama", "qwen3", "gpt2", "gemma2"]
 MakeEngine = Callable[..., TorchEngine]
@@ -146,6 +147,20 @@ def test_tenants_do_not_share(make_engine: MakeEngine) -> None:
         add(engine, str(index), prompt, salt=salt)
     outputs = drain(engine)
     assert [outputs[name][-1].num_cached_tokens > 0 for name in "012"] == [False, True, False]
+
+
+@pytest.mark.parametrize("shares", [(False, False), (True, False), (False, True), (True, True)])
+def test_tenants_share_what_is_computed_if_both_say_so(
+    make_engine: MakeEngine, reference: Reference, shares: tuple[bool, bool]
+) -> None:
+    engine = make_engine("llama")
+    prompt = make_prompts(1, shared=40)[0]
+    outputs: dict[str, list[SequenceOutput]] = {}
+    for tenant, share_prefixes in zip(("acme", "other"), shares, strict=True):
+        add(engine, tenant, prompt, salt=prefix_salt(tenant, share_prefixes=share_prefixes))
+        outputs |= drain(engine)
+    assert (outputs["other"][-1].num_cached_tokens > 0) is all(shares)
+    assert tokens(outputs["acme"]) == tokens(outputs["other"]) == expected(reference, "llama", prompt)
 
 
 def test_bfloat16_runs_and_stays_near(make_engine: MakeEngine, reference: Reference) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 import parrot_mq as P
 from parrot_mq.messages import RequestSpec, TransformKind
+from parrot_mq.store import Store
 from tests.sdk.fake_service import FakeService
 
 
@@ -159,3 +160,22 @@ async def test_cancelling_a_call(session: P.Session, service: FakeService) -> No
     assert await idea.call.cancel() == 5
     with pytest.raises(P.Cancelled, match="cancelled by the application"):
         await outputs.steps[1]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("client_shares", [False, True])
+async def test_who_consents_to_shared_prefixes(fake_store: Store, client_shares: bool) -> None:
+    async with P.connect(store=fake_store, share_prefixes=client_shares) as client:
+        for given, expected in ((None, client_shares), (False, False), (True, True)):
+            async with client.session(share_prefixes=given) as session:
+                code = write("a game")
+                assert specs(code).share_prefixes is session.share_prefixes is expected
+
+
+async def test_nobody_shares_prefixes_unasked(session: P.Session, service: FakeService) -> None:
+    code = write("a game", session=session)
+    await code
+    assert service.specs[code.id].share_prefixes is False
+    async with P.connect(store=session.link.store, share_prefixes=True) as client, client.session() as other:
+        shared = write("a game", session=other)
+        await shared
+    assert service.specs[shared.id].share_prefixes is True

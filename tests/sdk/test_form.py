@@ -53,6 +53,7 @@ SEGMENTS = st.lists(st.builds(Segment, st.sampled_from(SegmentKind), TEXTS), max
     raw_inputs=st.lists(VARIABLES, max_size=3),
     prompt_end=st.integers(0, 100),
     priority=st.integers(-(2**63), 2**63 - 1),
+    share_prefixes=st.booleans(),
 )
 def test_a_form_filled_in_is_the_plain_encoding(
     function: FunctionRecord,
@@ -67,6 +68,7 @@ def test_a_form_filled_in_is_the_plain_encoding(
     raw_inputs: list[str],
     prompt_end: int,
     priority: int,
+    share_prefixes: bool,
 ) -> None:
     spec = RequestSpec(
         id=f"0-r-{request}",
@@ -82,8 +84,11 @@ def test_a_form_filled_in_is_the_plain_encoding(
         transform=transform,
         raw_inputs=tuple(raw_inputs),
         priority=priority,
+        share_prefixes=share_prefixes,
     )
-    form = RequestForm(function, prompt_end, list(bindings), output_name, model, sampling, transform, priority)
+    form = RequestForm(
+        function, prompt_end, list(bindings), output_name, model, sampling, transform, priority, share_prefixes
+    )
     bound = {n: bound_variable(b.variable) if b.text is None else bound_text(b.text) for n, b in bindings.items()}
     assert form.fill(spec.id, spec.call, bound, output, raw_inputs) == spec.to_json()
 

@@ -93,8 +93,9 @@ class Asked:
 class Desk:
     """An application and a scheduler in small, in one partition of a store."""
 
-    def __init__(self, store: Store, number: int = 0) -> None:
+    def __init__(self, store: Store, number: int = 0, tenant: str = "acme") -> None:
         self.store = store
+        self.tenant = tenant
         self.number = number
         partition = store.partition(number)
         self.producer, self.reader = ProducerStore(partition), Reader(partition)
@@ -109,7 +110,7 @@ class Desk:
         queue.
         """
         if not self._opened:
-            await self.producer.open_session(self.session, "acme")
+            await self.producer.open_session(self.session, self.tenant)
             self._opened = True
         asked, function, variables, spec = self._make(template, **options)
         for variable in variables:

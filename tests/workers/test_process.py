@@ -223,6 +223,8 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "cpu",
         "--kv-memory-gib",
         "0.5",
+        "--host-kv-memory-gib",
+        "0.25",
         "--max-num-seqs",
         "4",
         "--no-calibrate",
@@ -241,6 +243,7 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "speculate": False,
         "profile": "traces",
         "kv_memory_bytes": 2**29,
+        "host_kv_memory_bytes": 2**28,
         "max_num_seqs": 4,
         "num_threads": spare_cores(),
     }

@@ -61,7 +61,7 @@ async def test_generated_ids_are_kept_with_a_value_and_given_to_the_next(
     segment = seen[-1].segments[-1]
     assert segment.is_value
     assert segment.token_ids == value.token_ids
-    assert seen[-1].salt == "acme"
+    assert seen[-1].salt == "tenant acme"
     assert not seen[-1].segments[0].is_value
 
 

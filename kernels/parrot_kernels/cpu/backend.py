@@ -6,50 +6,32 @@ What the library does not take (other dtypes and head dimensions) goes to the to
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan, PlanArrays
+from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.cpu.build import build
+from parrot_kernels.cpu.checks import check_attention, check_gate_up, check_gather, check_norm, check_plan, check_rope
+from parrot_kernels.cpu.library import SUFFIXES, Attention, Gather, Library, Linear, Operation, RmsNorm, Rope, SiluMul
+from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.cpu.variant import Variant, supported_variants
-from parrot_kernels.errors import KernelBuildError, KernelInputError
-from parrot_kernels.linear import PackedLinear
+from parrot_kernels.cpu.weight_memory import WeightMemory
+from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
+from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import Backend, CapturedStep
+
+logger = logging.getLogger(__name__)
 
 HEAD_DIMS = (64, 128)
 MAX_FOLD = 64
 """Query heads of one KV head that fit a tile."""
-
-_POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "rms_norm": (None, [_POINTER, *[_INT64] * 5, *[_POINTER] * 4, _FLOAT, _INT]),
-    "rope_and_store": (
-        _INT,
-        [*[_POINTER] * 3, *[_INT64] * 3, *[_POINTER] * 2, _INT64, *[_POINTER] * 4, *[_INT64] * 7, _INT],
-    ),
-    "silu_mul": (None, [_POINTER, _POINTER, _INT64, _INT64, _INT]),
-    "attention": (None, [*[_POINTER] * 8, *[_INT64] * 4, _FLOAT, _FLOAT, _INT64, _INT]),
-}
-_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-
-
-_PLAN_ARRAYS = (
-    "first_key", "num_keys", "block_start", "blocks", "row_start", "rows", "parts", "positions", "merge_rows",
-    "merge_start",
-)  # fmt: skip
-
-
-class _Plan(ctypes.Structure):
-    """``Plan`` of attention.cpp."""
-
-    _fields_ = [*((name, _POINTER) for name in _PLAN_ARRAYS), ("pieces", _INT64), ("merges", _INT64)]
-
-    @classmethod
-    def of(cls, arrays: PlanArrays) -> _Plan:
-        pointers = [getattr(arrays, name).data_ptr() for name in _PLAN_ARRAYS]
-        return cls(*pointers, arrays.num_keys.numel(), arrays.merge_rows.numel())
 
 
 class CpuBackend(TorchBackend):
@@ -57,6 +39,9 @@ class CpuBackend(TorchBackend):
 
     Uses ``torch.get_num_threads()`` threads of the OpenMP runtime that torch uses; results do not depend on how many.
     ``variant`` is the CPU's best by default. Raises ``KernelBuildError``.
+
+    Every operation is an ``Operation`` given to ``_compute`` (or ``_attend``); ``Recorder`` overrides those two, and
+    ``_empty``, to write the operations down.
     """
 
     name = "cpu"
@@ -67,49 +52,39 @@ class CpuBackend(TorchBackend):
             wanted = variant.value if variant else "AVX2 or AVX-512"
             raise KernelBuildError(f"the compiled operations need a Linux on x86-64 whose CPU has {wanted}")
         self.variant = variant or supported[0]
-        path = build(self.variant)
-        try:
-            library = ctypes.CDLL(str(path))
-            self._functions = {
-                (name, dtype): _bind(library, f"parrot_{name}_{suffix}", *signature)
-                for name, signature in _SIGNATURES.items()
-                for dtype, suffix in _SUFFIXES.items()
-            }
-        except (OSError, AttributeError) as error:
-            raise KernelBuildError(f"the compiled operations do not load ({error}): delete {path}") from error
+        self.library = Library(build(self.variant))
+        self._weights = WeightMemory()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm without a residual; rows of [tokens, dim] and [tokens, heads, dim] may be strided."""
-        function = self._functions.get(("rms_norm", x.dtype))
-        if function is None:
+        if x.dtype not in SUFFIXES:
             return super().rms_norm(x, weight, eps)
-        dim = _check_norm(x, weight)
+        dim = check_norm(x, weight)
         if not 2 <= x.ndim <= 3 or x.stride(-1) != 1:
             return self.rms_norm(x.reshape(-1, dim).contiguous(), weight, eps).view(x.shape)
         inner, inner_stride = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
-        out = torch.empty(x.shape, dtype=x.dtype)
-        if x.numel():
-            function(
-                x.data_ptr(), x.shape[0], inner, dim, x.stride(0), inner_stride, None, weight.data_ptr(),
-                out.data_ptr(), None, eps, torch.get_num_threads(),
-            )  # fmt: skip
+        out = self._empty(x, x.shape[1:], x.dtype)
+        operation = RmsNorm(
+            x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), None, inner, dim, x.stride(0), inner_stride, 0, eps
+        )
+        self._compute("rms_norm", x.dtype, operation, [x], [weight])
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Norm of the sum; both are made contiguous first if they are not."""
-        function = self._functions.get(("rms_norm", x.dtype))
-        if function is None:
+        """Norm of the sum; rows may be strided."""
+        if x.dtype not in SUFFIXES:
             return super().add_rms_norm(x, residual, weight, eps)
-        dim = _check_norm(x, weight)
-        if residual.shape != x.shape or residual.dtype != x.dtype:
-            raise KernelInputError(f"a residual {residual.dtype} {tuple(residual.shape)} for {tuple(x.shape)}")
-        x, residual = x.contiguous(), residual.contiguous()
-        out, total = torch.empty_like(x), torch.empty_like(x)
-        if x.numel():
-            function(
-                x.data_ptr(), x.numel() // dim, 1, dim, dim, 0, residual.data_ptr(), weight.data_ptr(),
-                out.data_ptr(), total.data_ptr(), eps, torch.get_num_threads(),
-            )  # fmt: skip
+        dim = check_norm(x, weight, residual)
+        if x.ndim != 2 or x.stride(1) != 1 or residual.stride(1) != 1:
+            flat, other = (each.reshape(-1, dim).contiguous() for each in (x, residual))
+            normed, total = self.add_rms_norm(flat, other, weight, eps)
+            return normed.view(x.shape), total.view(x.shape)
+        out, total = self._empty(x, [dim], x.dtype), self._empty(x, [dim], x.dtype)
+        operation = RmsNorm(
+            x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), total.data_ptr(), 1, dim,
+            x.stride(0), 0, residual.stride(0), eps,
+        )  # fmt: skip
+        self._compute("rms_norm", x.dtype, operation, [x, residual], [weight])
         return out, total
 
     def rope_and_store(
@@ -124,23 +99,24 @@ class CpuBackend(TorchBackend):
         value_cache: Tensor,
     ) -> Tensor:
         """Rotate and store; the heads of a token must be contiguous (they are made so if not)."""
-        function = self._functions.get(("rope_and_store", query.dtype))
-        if function is None:
+        if query.dtype not in SUFFIXES:
             return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
-        _check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
         query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
-        cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
-        tokens, heads, dim = query.shape
+        slots = slots.contiguous()
+        if (cos.shape[1] and not cos.stride(1) == sin.stride(1) == 1) or cos.stride(0) != sin.stride(0):
+            cos, sin = cos.contiguous(), sin.contiguous()
+        angles = [cos, sin] if cos.shape[1] else []
+        _, heads, dim = query.shape
         num_blocks, kv_heads, block_size, value_dim = value_cache.shape
-        out = torch.empty(query.shape, dtype=query.dtype)
-        bad = function(
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), query.stride(0), key.stride(0), value.stride(0),
-            cos.data_ptr(), sin.data_ptr(), cos.shape[1], slots.data_ptr(), out.data_ptr(), key_cache.data_ptr(),
-            value_cache.data_ptr(), heads, kv_heads, dim, value_dim, block_size, tokens, num_blocks * block_size,
-            torch.get_num_threads(),
+        out = self._empty(query, query.shape[1:], query.dtype)
+        operation = Rope(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), cos.data_ptr(), sin.data_ptr(), slots.data_ptr(),
+            out.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(), query.stride(0), key.stride(0),
+            value.stride(0), cos.stride(0), cos.shape[1], heads, kv_heads, dim, value_dim, block_size,
+            num_blocks * block_size,
         )  # fmt: skip
-        if bad:
-            raise KernelInputError(f"a slot outside the cache of {num_blocks} blocks")
+        self._compute("rope", query.dtype, operation, [query, key, value, slots, *angles], [key_cache, value_cache])
         return out
 
     def paged_attention(
@@ -155,121 +131,131 @@ class CpuBackend(TorchBackend):
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
-        function = self._functions.get(("attention", query.dtype))
-        _check_attention(query, key_cache, value_cache, plan)
-        tokens, heads, dim = query.shape
+        check_attention(query, key_cache, value_cache)
+        _, heads, dim = query.shape
         kv_heads = key_cache.shape[1]
         has_dims = dim in HEAD_DIMS and key_cache.shape == value_cache.shape
-        if function is None or not has_dims or heads // kv_heads > MAX_FOLD:
+        if query.dtype not in SUFFIXES or not has_dims or heads // kv_heads > MAX_FOLD:
+            check_plan(plan, query.shape[0], key_cache.shape[0])
             return super().paged_attention(
                 query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window
             )
         query = _with_contiguous_heads(query)
-        out = torch.empty(query.shape, dtype=query.dtype)
-        lse = torch.empty(tokens, heads)
-        arrays = plan.arrays
-        part_out, part_lse = torch.empty(arrays.num_parts, heads, dim), torch.empty(arrays.num_parts, heads)
-        function(
-            ctypes.addressof(_native(plan)), query.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(),
-            out.data_ptr(), lse.data_ptr(), part_out.data_ptr(), part_lse.data_ptr(), heads, kv_heads,
-            query.stride(0), dim, scale, softcap or 0.0, window or 0, torch.get_num_threads(),
+        out, lse = self._empty(query, query.shape[1:], query.dtype), self._empty(query, [heads], torch.float32)
+        operation = Attention(
+            query.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(), out.data_ptr(), lse.data_ptr(), heads,
+            kv_heads, query.stride(0), dim, window or 0, scale, softcap or 0.0,
         )  # fmt: skip
+        self._attend(operation, query, key_cache, value_cache, plan)
         return out, lse
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """Gate; ``gate_up`` is made contiguous first if it is not."""
-        function = self._functions.get(("silu_mul", gate_up.dtype))
-        if function is None:
+        """Gate; rows of [tokens, 2 * width] may be strided."""
+        if gate_up.dtype not in SUFFIXES:
             return super().silu_mul(gate_up)
-        *shape, double = gate_up.shape
-        if double % 2:
-            raise KernelInputError(f"{double} columns are no gate and up of the same width")
-        gate_up = gate_up.contiguous()
-        out = torch.empty(*shape, double // 2, dtype=gate_up.dtype)
-        if out.numel():
-            rows = out.numel() // out.shape[-1]
-            function(gate_up.data_ptr(), out.data_ptr(), rows, out.shape[-1], torch.get_num_threads())
+        width = check_gate_up(gate_up)
+        if gate_up.ndim != 2 or gate_up.stride(1) != 1:
+            flat = gate_up.reshape(-1, 2 * width).contiguous()
+            return self.silu_mul(flat).view(*gate_up.shape[:-1], width)
+        out = self._empty(gate_up, [width], gate_up.dtype)
+        operation = SiluMul(gate_up.data_ptr(), out.data_ptr(), width, gate_up.stride(0))
+        self._compute("silu_mul", gate_up.dtype, operation, [gate_up], [])
+        return out
+
+    def gather(self, table: Tensor, index: Tensor) -> Tensor:
+        """Copy rows."""
+        check_gather(table, index)
+        index = index.contiguous()
+        out = self._empty(index, [table.shape[1]], table.dtype)
+        size = table.dtype.itemsize
+        operation = Gather(
+            table.data_ptr(), index.data_ptr(), out.data_ptr(), table.shape[0], table.stride(0) * size,
+            table.shape[1] * size,
+        )  # fmt: skip
+        self._compute("gather", None, operation, [index], [table])
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Lay out a weight by oneDNN."""
-        return PackedLinear(weight, bias)
+        """Copy a float32 or bfloat16 weight into panels (see panels.h); its rows may be strided."""
+        if weight.dtype not in SUFFIXES:
+            return super().pack_linear(weight, bias)
+        check_weight(weight, bias)
+        out_features, in_features = weight.shape
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        suffix = SUFFIXES[weight.dtype]
+        data = self._weights.take(self.library.packed_bytes["packed_bytes" + suffix](out_features, in_features))
+        if weight.numel():
+            self.library.pack["pack" + suffix](
+                weight.data_ptr(), weight.stride(0), out_features, in_features, data.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        bias = bias.detach().clone(memory_format=torch.contiguous_format) if bias is not None else None
+        return PackedLinear(out_features, in_features, weight.dtype, data, bias, packed=True)
+
+    def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply by the panels; rows of a matrix may be strided. A row's result depends on nothing but the row."""
+        if not packed.packed:
+            return super().linear(x, packed, dtype=dtype)
+        dtype = check_input(x, packed, dtype)
+        if x.ndim != 2 or x.stride(1) != 1:
+            flat = x.reshape(-1, packed.in_features).contiguous()
+            return self.linear(flat, packed, dtype).view(*x.shape[:-1], packed.out_features)
+        out = self._empty(x, [packed.out_features], dtype)
+        operation = Linear(
+            x.data_ptr(), out.data_ptr(), packed.data.data_ptr(), packed.in_features, packed.out_features,
+            packed.bias.data_ptr() if packed.bias is not None else None, x.stride(0), packed.out_features,
+        )  # fmt: skip
+        self._compute("linear", x.dtype, operation, [x], [packed], "" if dtype == x.dtype else SUFFIXES[dtype])
+        return out
+
+    def capture(
+        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+    ) -> CapturedStep | None:
+        """Record a program, see ``parrot_kernels.cpu.recorder``."""
+        from parrot_kernels.cpu.recorder import Recorder  # which is a CpuBackend itself
+
+        try:
+            return Recorder(self, tokens, picked).record(step)
+        except KernelCaptureError as error:
+            logger.warning("the model's step runs eagerly, which is slower: %s", error)
+            return None
+
+    def _empty(self, rows_like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return room for a result that has a row [*shape] for each row of ``rows_like``."""
+        return torch.empty(rows_like.shape[0], *shape, dtype=dtype)
+
+    def _compute(
+        self,
+        kind: str,
+        dtype: torch.dtype | None,
+        operation: Operation,
+        by_row: Sequence[Tensor],
+        whole: Sequence[object],
+        suffix: str = "",
+    ) -> None:
+        """Run ``operation``: row i of its results is made of row i of ``by_row``, and of ``whole``."""
+        name = kind + (SUFFIXES[dtype] if dtype is not None else "") + suffix
+        if self.library.compute[name](ctypes.addressof(operation), by_row[0].shape[0], torch.get_num_threads()):
+            raise KernelInputError(OUTSIDE[kind])
+
+    def _attend(
+        self, operation: Attention, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan
+    ) -> None:
+        check_plan(plan, query.shape[0], key_cache.shape[0])
+        native = NativePlan.of(self.library, plan)
+        _, heads, dim = query.shape
+        num_parts = native.plan.num_parts
+        part_out, part_lse = torch.empty(num_parts, heads, dim), torch.empty(num_parts, heads)
+        self.library.attend["attention" + SUFFIXES[query.dtype]](
+            ctypes.addressof(operation), native.address, part_out.data_ptr(), part_lse.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
 
 
-def _bind(library: ctypes.CDLL, name: str, restype: Any, argtypes: list[Any]) -> Any:
-    function = getattr(library, name)
-    function.restype, function.argtypes = restype, argtypes
-    return function
-
-
-def _native(plan: AttentionPlan) -> _Plan:
-    if not isinstance(plan.native, _Plan):
-        plan.native = _Plan.of(plan.arrays)
-    return plan.native
+OUTSIDE = {"rope": "a slot outside the cache", "gather": "an index outside the table"}
+"""What an operation means when it refuses its indices."""
 
 
 def _with_contiguous_heads(x: Tensor) -> Tensor:
     """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
-
-
-def _check_norm(x: Tensor, weight: Tensor) -> int:
-    dim = x.shape[-1]
-    if weight.shape != (dim,) or weight.dtype != x.dtype or not weight.is_contiguous():
-        raise KernelInputError(
-            f"x is {x.dtype} {tuple(x.shape)}: the weight must be {x.dtype} ({dim},) and contiguous, "
-            f"not {weight.dtype} {tuple(weight.shape)}"
-        )
-    return dim
-
-
-def _check_rope(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    slots: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-) -> None:
-    tokens, _, dim = query.shape
-    kv_heads, block_size, value_dim = value_cache.shape[1:]
-    if not (
-        key.shape == (tokens, kv_heads, dim)
-        and value.shape == (tokens, kv_heads, value_dim)
-        and key_cache.shape == (value_cache.shape[0], kv_heads, block_size, dim)
-        and cos.shape == sin.shape
-        and cos.shape[0] == tokens
-        and 2 * cos.shape[1] <= dim
-        and slots.shape == (tokens,)
-    ):
-        shapes = {name: tuple(tensor.shape) for name, tensor in locals().items() if isinstance(tensor, Tensor)}
-        raise KernelInputError(f"shapes do not fit one another: {shapes}")
-    if not query.dtype == key.dtype == value.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query, key, value and caches differ in dtype")
-    if not (cos.dtype == sin.dtype == torch.float32 and slots.dtype == torch.int64):
-        raise KernelInputError(f"cos and sin must be float32, slots int64, not {cos.dtype}, {sin.dtype}, {slots.dtype}")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        raise KernelInputError("the caches must be contiguous")
-
-
-def _check_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan) -> None:
-    tokens, heads, dim = query.shape
-    num_blocks, kv_heads, block_size, key_dim = key_cache.shape
-    if value_cache.shape[:3] != key_cache.shape[:3] or dim != key_dim or heads % kv_heads:
-        raise KernelInputError(
-            f"shapes do not fit one another: query {tuple(query.shape)}, caches {tuple(key_cache.shape)}, "
-            f"{tuple(value_cache.shape)}"
-        )
-    if block_size != BLOCK_SIZE:
-        raise KernelInputError(f"a cache with blocks of {block_size}: plans are made for {BLOCK_SIZE}")
-    if tokens != plan.num_tokens or num_blocks < plan.num_blocks:
-        raise KernelInputError(
-            f"a plan for {plan.num_tokens} tokens and {plan.num_blocks} blocks, with {tokens} tokens and "
-            f"{num_blocks} blocks"
-        )
-    if not query.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query and caches differ in dtype")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        raise KernelInputError("the caches must be contiguous")

@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -138,8 +139,5 @@ inline vec exp(vec x) {
 }
 
 inline vec tanh(vec x) { return set(1.0f) - set(2.0f) / (exp(x + x) + set(1.0f)); }
-
-// Whether a loop over this many elements is worth waking other threads for.
-inline bool is_large(int64_t elements) { return elements >= 1 << 15; }
 
 }  // namespace parrot

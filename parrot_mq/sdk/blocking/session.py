@@ -134,10 +134,14 @@ class BlockingClient:
     ) -> None:
         self.close()
 
-    def session(self, *, tenant: str = "", model: str = "", session_id: str = "") -> BlockingSession:
+    def session(
+        self, *, tenant: str = "", model: str = "", session_id: str = "", share_prefixes: bool | None = None
+    ) -> BlockingSession:
         """Return a session, to be used with ``with``; as ``parrot_mq.Client.session``."""
         make = self._client.session
-        inner = self.portal.call(lambda: make(tenant=tenant, model=model, session_id=session_id))
+        inner = self.portal.call(
+            lambda: make(tenant=tenant, model=model, session_id=session_id, share_prefixes=share_prefixes)
+        )
         return BlockingSession(inner, self.portal)
 
     def variable(self, variable_id: str, *, name: str = "") -> BlockingVariable:
@@ -150,10 +154,18 @@ def connect(
     *,
     tenant: str = "default",
     model: str = "",
+    share_prefixes: bool = False,
     settings: ClientSettings | None = None,
     store_settings: StoreSettings | None = None,
 ) -> BlockingClient:
     """Return a client for synchronous programs: ``with connect(url) as client:``; as ``parrot_mq.connect``."""
     return BlockingClient(
-        connect_async(url, tenant=tenant, model=model, settings=settings, store_settings=store_settings)
+        connect_async(
+            url,
+            tenant=tenant,
+            model=model,
+            share_prefixes=share_prefixes,
+            settings=settings,
+            store_settings=store_settings,
+        )
     )

@@ -5,12 +5,17 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.ngram_index import Draft
+from parrot_workers.engine.prefill_ahead import PrefillAhead
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
 from parrot_workers.engine.speculator import Speculator
+
+AHEAD_SHARE = 4
+"""While sequences run, a step computes at most this part of its budget ahead: they should hardly notice."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,11 +42,6 @@ class Chunk:
         token_ids = self.sequence.token_ids[self.start : self.start + self.num_tokens]
         return token_ids + self.draft.token_ids if self.draft else token_ids
 
-    @property
-    def block_table(self) -> list[int]:
-        """Blocks of the sequence's keys and values."""
-        return self.sequence.block_table
-
 
 class BatchScheduler:
     """Sequences that wait and that run, and the plan of each step.
@@ -50,7 +50,8 @@ class BatchScheduler:
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
     sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
     THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``,
-    sequences that decode may get drafts, as far as budget and free blocks go.
+    sequences that decode may get drafts, as far as budget and free blocks go. Where nobody waits, the rest of the
+    budget goes to prompts computed ahead (``ahead``), which give way to all others.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class BatchScheduler:
         speculator: Speculator | None = None,
     ) -> None:
         self.blocks = blocks
+        self.ahead = PrefillAhead(blocks)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.speculator = speculator
@@ -77,6 +79,7 @@ class BatchScheduler:
         """Go through every sequence that is not finished."""
         yield from self.running
         yield from self.waiting
+        yield from self.ahead
 
     def add(self, sequence: Sequence) -> None:
         """Let ``sequence`` wait for its turn."""
@@ -84,12 +87,17 @@ class BatchScheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take ``sequence`` out, wherever it is, and its blocks back."""
+        if sequence in self.ahead:
+            self.ahead.remove(sequence)
+            return
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
         self.blocks.release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
     def set_objective(self, sequence: Sequence, objective: ObjectiveKind) -> None:
-        """Move ``sequence`` to the place that another objective gives it."""
+        """Move ``sequence`` to the place that another objective gives it; one computed ahead stays where it is."""
+        if sequence in self.ahead:
+            return
         queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
         queue.remove(sequence)
         sequence.objective = objective
@@ -115,16 +123,21 @@ class BatchScheduler:
                 granted.append((sequence, num_tokens))
         # Only now: whoever was preempted above after its grant must not leave blocks in the cache that nobody computes.
         granted = [grant for grant in granted if grant[0].status is SequenceStatus.RUNNING]
+        chunks = [self._chunk(*grant) for grant in granted]
         if self.num_preemptions > num_preemptions:
-            return [self._chunk(*grant) for grant in granted]
+            return chunks
         admitted = self._admit(budget)
-        drafts = self._draft(granted, budget - sum(chunk.num_tokens for chunk in admitted))
-        return [self._chunk(*grant, drafts.get(grant[0])) for grant in granted] + admitted
+        budget -= sum(chunk.num_tokens for chunk in admitted)
+        drafts = self._draft(chunks, budget)
+        budget -= sum(len(draft.token_ids) for draft in drafts.values())
+        chunks = [replace(chunk, draft=drafts[i]) if i in drafts else chunk for i, chunk in enumerate(chunks)]
+        return chunks + admitted + self._compute_ahead(budget)
 
     def restart(self) -> None:
         """Forget all that was computed: every running sequence waits again, and the prefix cache is empty."""
         for sequence in list(self.running):
             self._preempt(sequence)
+        self.ahead.restart()
         self.blocks.forget()
 
     def _admit(self, budget: int) -> list[Chunk]:
@@ -134,8 +147,11 @@ class BatchScheduler:
             cached = self.blocks.match(sequence)
             lacking = self.blocks.num_blocks_for(sequence.num_tokens) - len(cached)
             # Each running sequence may want a block soon; admitting into those would preempt at once.
-            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached) and self.running:
-                break
+            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached):
+                if self.ahead.give_way():
+                    continue
+                if self.running:
+                    break
             self.waiting.pop(0)
             self.blocks.hold(sequence, cached)
             grown = self.blocks.grow(sequence, sequence.num_tokens)
@@ -146,6 +162,17 @@ class BatchScheduler:
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks
 
+    def _compute_ahead(self, budget: int) -> list[Chunk]:
+        if self.waiting or len(self.running) >= self.max_num_seqs:
+            return []
+        if self.running:
+            budget = min(budget, self.max_num_batched_tokens // AHEAD_SHARE)
+        sequence = self.ahead.next(budget)
+        if sequence is None or not sequence.num_uncomputed_tokens:
+            return []
+        chunk = self._chunk(sequence, min(sequence.num_uncomputed_tokens, budget))
+        return [replace(chunk, samples=False)]
+
     def _start(self, sequence: Sequence, num_cached_tokens: int) -> None:
         sequence.num_computed_tokens = num_cached_tokens
         if not sequence.was_admitted:
@@ -155,26 +182,29 @@ class BatchScheduler:
         sequence.status = SequenceStatus.RUNNING
         bisect.insort(self.running, sequence, key=_order)
 
-    def _draft(self, granted: list[tuple[Sequence, int]], budget: int) -> dict[Sequence, Draft]:
-        """Choose drafts for the decoding ones of ``granted``; they have the blocks for them."""
-        if self.speculator is None:
+    def _draft(self, chunks: list[Chunk], budget: int) -> dict[int, Draft]:
+        """Choose drafts for those of ``chunks`` that decode, by their index; the sequences have the blocks for them."""
+        decoding = [i for i, chunk in enumerate(chunks) if chunk.num_tokens == 1 and chunk.samples]
+        if self.speculator is None or not decoding:
             return {}
-        decoding = [sequence for sequence, _ in granted if sequence.num_uncomputed_tokens == 1]
-        drafts = self.speculator.choose(decoding, budget) if decoding else {}
+        drafts = self.speculator.choose([chunks[i].sequence for i in decoding], budget)
         return {
-            sequence: draft
-            for sequence, draft in drafts.items()
-            if self.blocks.grow(sequence, sequence.num_tokens + len(draft.token_ids))
+            i: draft
+            for i in decoding
+            if (draft := drafts.get(chunks[i].sequence)) is not None
+            and self.blocks.grow(chunks[i].sequence, chunks[i].sequence.num_tokens + len(draft.token_ids))
         }
 
-    def _chunk(self, sequence: Sequence, num_tokens: int, draft: Draft | None = None) -> Chunk:
+    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
         start = sequence.num_computed_tokens
         self.blocks.publish(sequence, start + num_tokens)
-        return Chunk(sequence, start, num_tokens, start + num_tokens == sequence.num_tokens, draft)
+        return Chunk(sequence, start, num_tokens, samples=start + num_tokens == sequence.num_tokens)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow ``sequence`` to ``num_tokens``, preempting others if need be; False if it was preempted itself."""
         while not self.blocks.grow(sequence, num_tokens):
+            if self.ahead.give_way():
+                continue
             victim = max(self.running, key=_expendable)
             self._preempt(victim)
             if victim is sequence:

@@ -6,6 +6,8 @@ import time
 
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.messages import CostModel
+from parrot_workers.engine.host_tier import ReloadCost, Transfers
+from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.model_runner import ModelRunner
 from parrot_workers.engine.step_batch import Span
 
@@ -34,6 +36,33 @@ def calibrate(runner: ModelRunner, *, max_num_seqs: int, max_num_tokens: int, ma
         decode_per_seq_ms=per_seq_ms,
         decode_per_context_token_ms=per_context_ms,
     )
+
+
+def calibrate_reload(transfer: KVTransfer, num_blocks: int, cost: CostModel) -> ReloadCost:
+    """Return what copying blocks back from host memory costs, against computing them at the speed of ``cost``.
+
+    Two measurements: a step that copies one block, and one that copies ``num_blocks``. Overwrites the first blocks of
+    the cache with what the first slots hold, so it is for a cache that nobody uses yet.
+    """
+    transfer.run(Transfers(stores=tuple((i, i) for i in range(num_blocks))))
+    one_ms, many_ms = _copy_ms(transfer, 1), _copy_ms(transfer, num_blocks)
+    per_block_ms = max(0.0, many_ms - one_ms) / max(1, num_blocks - 1)
+    return ReloadCost(
+        fixed_ms=max(0.0, one_ms - per_block_ms),
+        copy_block_ms=per_block_ms,
+        compute_block_ms=cost.prefill_ms(BLOCK_SIZE),
+    )
+
+
+def _copy_ms(transfer: KVTransfer, num_blocks: int) -> float:
+    """Return the shortest of a few copies of the first slots to the first blocks."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        transfer.run(Transfers(loads=tuple((i, i) for i in range(num_blocks))))
+        transfer.wait()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times[1:])
 
 
 def _time_ms(runner: ModelRunner, num_seqs: int, num_tokens: int, context: int) -> float:

@@ -1,42 +1,109 @@
-"""How much memory the KV cache gets, and how many blocks that is."""
+"""How much memory the KV cache and the host tier get, how many blocks that is, and what an engine uses in all."""
 
 from __future__ import annotations
 
-import os
+import ctypes
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 
+from parrot_kernels.attention_plan import BLOCK_SIZE
 from parrot_mq.errors import ConfigError
+from parrot_workers.engine.available_memory import available_bytes
 from parrot_workers.engine.paged_cache import LayerShape
 
-CPU_BUDGET_BYTES = 512 * 1024 * 1024
-"""The most a cache on a CPU gets unless told; untouched pages cost nothing."""
-CPU_FRACTION = 0.25
+CPU_FRACTION = 0.4
+"""Of the memory that is available once the model is loaded. Pages are taken when a block is first written."""
 CUDA_FRACTION = 0.8
 """Of the memory that is free once the model is loaded; the rest is for activations."""
+HOST_FRACTION = 0.25
+"""Of the available memory, for the host tier of a GPU; at most ``HOST_PER_DEVICE`` times what its cache has."""
+HOST_PER_DEVICE = 2
 
 
-def budget_bytes(device: torch.device) -> int:
-    """Return the default budget: a part of the free memory, on a CPU at most ``CPU_BUDGET_BYTES``."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_FRACTION)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(CPU_BUDGET_BYTES, int(free * CPU_FRACTION))
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of an engine, on its device and (``host_kv``) in host memory.
 
-
-def num_blocks(
-    layers: Iterable[LayerShape], dtype: torch.dtype, block_size: int, memory_bytes: int, *, max_num_tokens: int
-) -> int:
-    """Return how many blocks ``memory_bytes`` hold, at most twice what ``max_num_tokens`` running tokens need.
-
-    The second half serves as prefix cache. Raises ConfigError if not even one block fits.
+    ``kv`` is what the cache may grow to, ``touched_kv`` what it has taken so far: on a CPU a page is taken when it is
+    first written. ``workspace`` is the buffers of steps and transfers.
     """
-    block_bytes = block_size * sum(layer.bytes_per_token(dtype) for layer in layers)
-    count = memory_bytes // block_bytes
+
+    weights: int
+    kv: int
+    touched_kv: int
+    host_kv: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it, with the cache as large as it may grow."""
+        return self.weights + self.kv + self.host_kv + self.workspace
+
+
+def give_back_freed() -> None:
+    """Return to the system what C's allocator keeps of freed memory: loading a model leaves tens of MiB of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library has it
+    if trim is not None:
+        trim(0)
+
+
+def block_bytes(layers: Iterable[LayerShape], dtype: torch.dtype) -> int:
+    """Bytes of a block of all layers."""
+    return BLOCK_SIZE * sum(layer.bytes_per_token(dtype) for layer in layers)
+
+
+def device_available_bytes(device: torch.device) -> int:
+    """Return what a device has left; on a CPU within the limits of our control groups."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_bytes()
+
+
+def num_blocks(size: int, memory_bytes: int | None, device: torch.device, *, max_num_tokens: int) -> int:
+    """Return how many blocks of ``size`` bytes the cache gets: as many as ``memory_bytes`` hold, by default a part of
+    what is available, and at most twice what ``max_num_tokens`` running tokens need: the second half is prefix cache.
+
+    Raises ConfigError if not even one block fits, or if more is asked for than there is.
+    """
+    available = device_available_bytes(device)
+    if memory_bytes is None:
+        memory_bytes = int(available * (CUDA_FRACTION if device.type == "cuda" else CPU_FRACTION))
+        if memory_bytes < size:
+            raise ConfigError(
+                f"{_mib(available)} MiB are available on {device} for the KV cache, too little for one block of "
+                f"{size} bytes beside the model: free memory, raise the limit of its control group, or take a smaller "
+                "model"
+            )
+    count = memory_bytes // size
     if count < 1:
+        raise ConfigError(f"a KV cache of {memory_bytes} bytes holds no block of {size} bytes: raise kv_memory_bytes")
+    count = min(count, 2 * -(-max_num_tokens // BLOCK_SIZE))
+    _check_fits("kv_memory_bytes", count * size, available, device)
+    return count
+
+
+def num_host_slots(size: int, memory_bytes: int | None, device: torch.device, *, num_blocks: int) -> int:
+    """Return how many blocks of ``size`` bytes the host tier holds. By default none for a CPU, whose cache has the same
+    memory, and a part of what is available for a GPU. Raises ConfigError if more is asked for than there is.
+    """
+    available = available_bytes()
+    if memory_bytes is None:
+        if device.type == "cpu":
+            return 0
+        memory_bytes = min(int(available * HOST_FRACTION), HOST_PER_DEVICE * num_blocks * size)
+    _check_fits("host_kv_memory_bytes", memory_bytes, available, torch.device("cpu"))
+    return memory_bytes // size
+
+
+def _check_fits(setting: str, memory_bytes: int, available: int, device: torch.device) -> None:
+    if memory_bytes > available:
         raise ConfigError(
-            f"a KV cache of {memory_bytes} bytes holds no block of {block_bytes} bytes: raise kv_memory_bytes"
+            f"{setting} asks for {_mib(memory_bytes)} MiB, but only {_mib(available)} MiB are available on {device} "
+            f"(limits of control groups included): lower {setting}, or free memory"
         )
-    return min(count, 2 * -(-max_num_tokens // block_size))
+
+
+def _mib(count: int) -> int:
+    return count // 2**20

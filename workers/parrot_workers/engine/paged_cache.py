@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from parrot_kernels import BLOCK_SIZE
+from parrot_workers.engine.untouched import untouched_zeros
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ class PagedCache:
         self.num_blocks = num_blocks
         # Zeros, not empty: masked keys are read too, and 0 * NaN is NaN.
         self.keys = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.key_dim, dtype=dtype, device=device)
+            layer: untouched_zeros((num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.key_dim), dtype, device)
             for layer, shape in layers.items()
         }
         self.values = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.value_dim, dtype=dtype, device=device)
+            layer: untouched_zeros((num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.value_dim), dtype, device)
             for layer, shape in layers.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from parrot_mq.messages import CostModel, ObjectiveKind, SamplingParams
 
@@ -17,6 +17,8 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
     """``max_tokens``, or the model's length, was reached."""
     ABORTED = "aborted"
+    PREFILLED = "prefilled"
+    """The prompt was computed ahead; there is no output."""
     INVALID = "invalid"
     """The engine cannot run it; ``SequenceOutput.error`` says why and what to do."""
 
@@ -85,6 +87,8 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_prefill_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reloaded_tokens: int = 0
+    """Cached tokens that came back from host memory."""
     num_steps: int = 0
     num_draft_tokens: int = 0
     """Tokens proposed by speculative decoding."""
@@ -136,3 +140,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and end helper threads. Idempotent."""
+
+
+@runtime_checkable
+class TakesHints(Protocol):
+    """What an engine may offer beyond its port: work done, and content kept, before it is asked for.
+
+    Hints never fail and never hold up sequences: what an engine cannot do it leaves.
+    """
+
+    def prefill(self, sequence: SequenceInput) -> None:
+        """Compute the keys and values of a prompt, when nothing else wants the time or the memory.
+
+        ``step`` says when it ends: PREFILLED, or ABORTED if it had to give way. ``abort`` ends it as any other.
+        """
+
+    def retain(self, key: str, segments: tuple[PromptSegment, ...], salt: str, until_s: float) -> None:
+        """Keep the cached beginning of a prompt, what is there and what will be, longer than what is not retained.
+
+        Until ``release(key)``, or ``until_s`` on this process's monotonic clock. The same key again replaces it.
+        """
+
+    def release(self, key: str) -> None:
+        """Keep nothing more for ``key``; unknown ones are ignored."""

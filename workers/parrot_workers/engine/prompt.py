@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from parrot_kernels.attention_plan import BLOCK_SIZE
+from parrot_mq.messages import SamplingParams
 from parrot_workers.engine.detokenizer import Detokenizer
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.engine.sequence import Sequence
@@ -21,7 +23,6 @@ class PromptLimits:
     vocab_size: int
     max_model_len: int
     num_blocks: int
-    block_size: int
     eos_ids: frozenset[int]
 
 
@@ -47,6 +48,10 @@ class PromptEncoder:
         prefix = self._tokenizer.prefix_ids
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
+    def plain_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return ``ids``, or () if one of them is a special token or has no text."""
+        return ids if self._tokenizer.is_plain(ids) else ()
+
     def prepare(self, source: SequenceInput, arrival: int) -> Sequence:
         """Return the sequence, ready to be scheduled. Raises InvalidSequence."""
         limits, sampling = self._limits, source.sampling
@@ -60,7 +65,7 @@ class PromptEncoder:
             )
         max_output_tokens = min(sampling.max_tokens, limits.max_model_len - len(prompt_ids))
         # The last token's keys and values are never needed.
-        num_blocks = -(-(len(prompt_ids) + max_output_tokens - 1) // limits.block_size)
+        num_blocks = -(-(len(prompt_ids) + max_output_tokens - 1) // BLOCK_SIZE)
         if num_blocks > limits.num_blocks:
             raise InvalidSequence(
                 f"{len(prompt_ids)} prompt and {max_output_tokens} output tokens need {num_blocks} blocks of KV cache, "
@@ -76,6 +81,11 @@ class PromptEncoder:
             max_output_tokens=max_output_tokens,
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids | limits.eos_ids,
         )
+
+    def prepare_prompt(self, source: SequenceInput, arrival: int) -> Sequence:
+        """Return the sequence of a prompt after which nothing is to be generated. Raises InvalidSequence."""
+        bare = dataclasses.replace(source, sampling=SamplingParams(max_tokens=1), forced_ids=())
+        return self.prepare(bare, arrival)
 
     def _check_ids(self, prompt_ids: list[int], source: SequenceInput) -> None:
         if not prompt_ids:

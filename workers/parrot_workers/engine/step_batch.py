@@ -62,6 +62,17 @@ class StepBuffers:
         self._values = self._host.numpy()
         self._tensors = self._host if device.type == "cpu" else torch.zeros_like(self._host, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return self._tensors.nbytes
+
+    @property
+    def full(self) -> StepBatch:
+        """All of the buffers, as what a step is recorded over; the plan stands for those to come."""
+        ids, positions, slots, rows = self._tensors
+        return StepBatch(ids, positions, slots, rows, AttentionPlan([], [], [], num_rows=self.max_num_tokens))
+
     def fill(self, spans: Sequence[Span]) -> StepBatch:
         """Write ``spans`` to the buffers. The batch before is then gone: its step must be over."""
         ids: list[int] = []

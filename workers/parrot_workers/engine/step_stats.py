@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from torch.profiler import record_function
 
+from parrot_workers.engine.batch_scheduler import Chunk
+
 
 class Phase(enum.StrEnum):
     """The parts of a step, in order."""
@@ -23,32 +25,63 @@ class Phase(enum.StrEnum):
     """Verify drafts, detokenise, look for stops."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StepStats:
-    """One step: sizes of its batch and seconds by phase.
+@dataclasses.dataclass(slots=True)
+class StepCounts:
+    """Sums over one step, or over many.
 
     ``num_decode_tokens`` counts sequences that had one token to compute, ``num_prefill_tokens`` the tokens of all
-    others. ``num_cached_tokens`` are prompt tokens that this step found in the prefix cache.
+    others and of prompts. ``num_cached_tokens`` are prompt tokens found in the prefix cache, ``num_draft_tokens`` those
+    that speculative decoding proposed and ``num_accepted_tokens`` those of them that were right.
     """
+
+    num_steps: int = 0
+    num_decode_tokens: int = 0
+    num_prefill_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+
+    def count(self, chunk: Chunk) -> None:
+        """Add a chunk's tokens."""
+        if chunk.start < chunk.sequence.num_prompt_tokens or chunk.num_tokens > 1:
+            self.num_prefill_tokens += chunk.num_tokens
+        else:
+            self.num_decode_tokens += 1
+
+    def add(self, step: StepCounts) -> None:
+        """Add the counts of a step."""
+        self.num_steps += 1
+        self.num_decode_tokens += step.num_decode_tokens
+        self.num_prefill_tokens += step.num_prefill_tokens
+        self.num_cached_tokens += step.num_cached_tokens
+        self.num_draft_tokens += step.num_draft_tokens
+        self.num_accepted_tokens += step.num_accepted_tokens
+        self.num_generated_tokens += step.num_generated_tokens
+        self.num_preemptions += step.num_preemptions
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step: the sequences after it, what it did, and its seconds by phase."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
-    num_decode_tokens: int
-    num_prefill_tokens: int
-    num_cached_tokens: int
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    num_generated_tokens: int
-    num_preemptions: int
+    counts: StepCounts
     seconds: dict[Phase, float]
 
     def as_dict(self) -> dict[str, object]:
-        """Return it flat, for a log: ``plan_s``, ``model_s`` ... beside the sizes."""
+        """Return it flat, for a log: all sizes, and ``plan_s``, ``model_s`` ..."""
         flat: dict[str, object] = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "seconds"
+            "num_running": self.num_running,
+            "num_waiting": self.num_waiting,
+            "num_free_blocks": self.num_free_blocks,
         }
-        return flat | {f"{phase}_s": round(seconds, 7) for phase, seconds in self.seconds.items()}
+        counts = dataclasses.asdict(self.counts)
+        del counts["num_steps"]
+        return flat | counts | {f"{phase}_s": round(seconds, 7) for phase, seconds in self.seconds.items()}
 
 
 class PhaseClock:

@@ -20,7 +20,7 @@ from parrot_workers.engine.port import SequenceInput
 from parrot_workers.worker.admitted import Admitted
 from parrot_workers.worker.backlog import Backlog, Waiting
 from parrot_workers.worker.plan import Plan
-from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prompt_segments
+from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prefix_salt, prompt_segments
 from parrot_workers.worker.run import Run, sequence_id
 from parrot_workers.worker.stepper import StepThread, monotonic_s
 from parrot_workers.worker.table import RunTable
@@ -61,7 +61,7 @@ class Claimer:
         self._confirm = confirm
         self._drop = drop
         self._reject = reject
-        self._functions = FunctionCache()
+        self.functions = FunctionCache()
         self._wake = asyncio.Event()
         self._claimed = asyncio.Event()
         self._admitted: list[Admitted] = []
@@ -164,7 +164,7 @@ class Claimer:
 
         Raises ``InvalidRequest`` if the template and the request do not fit together.
         """
-        function = self._functions.peek(run.claim.tenant, run.spec.function)
+        function = self.functions.peek(run.claim.tenant, run.spec.function)
         if function is None or any(value.text is None for value in run.claim.inputs):
             return False
         self._add(run, function, {value.id: value.text or "" for value in run.claim.inputs})
@@ -176,7 +176,7 @@ class Claimer:
         Raises ``InvalidRequest`` if the template or a value is gone.
         """
         claim, spec = run.claim, run.spec
-        function = await self._functions.get(run.store, claim.tenant, spec.function)
+        function = await self.functions.get(run.store, claim.tenant, spec.function)
         if function is None:
             raise InvalidRequest(
                 f"the template {spec.function} of {spec.function_name} is gone from tenant {claim.tenant!r}; "
@@ -196,7 +196,7 @@ class Claimer:
                 sampling=run.spec.sampling,
                 objective=run.plan.objective,
                 rank=run.plan.rank,
-                salt=run.claim.tenant,
+                salt=prefix_salt(run.claim.tenant, share_prefixes=run.spec.share_prefixes),
                 forced_ids=run.claim.published_ids,
             )
         )

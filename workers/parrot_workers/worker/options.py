@@ -37,6 +37,7 @@ class Options:
     max_num_batched_tokens: int | None
     max_model_len: int | None
     kv_memory_gib: float | None
+    host_kv_memory_gib: float | None
     num_threads: int | None
     calibrate: bool
     speculate: bool
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-batched-tokens", type=_positive(int), metavar="N", help="tokens that one step computes")
     add("--max-model-len", type=_positive(int), metavar="N", help="tokens of prompt and output together")
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
+    add("--host-kv-memory-gib", type=_positive(float), metavar="X", help="host memory for what the KV cache gives away")
     add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")

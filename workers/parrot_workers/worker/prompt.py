@@ -12,6 +12,8 @@ from parrot_mq.store.records import Claim, InputValue
 from parrot_workers.engine.port import PromptSegment
 
 NUM_CACHED_FUNCTIONS = 1024
+SHARED_SALT = ""
+"""Of all tenants who share their prefixes. No tenant has it of his own, whatever his name."""
 
 
 class FunctionCache:
@@ -38,6 +40,11 @@ class FunctionCache:
                 while len(self._functions) > self._capacity:
                     self._functions.popitem(last=False)
         return function
+
+
+def prefix_salt(tenant: str, *, share_prefixes: bool) -> str:
+    """Return what separates a request's blocks from others' in the cache: its tenant, unless he shares."""
+    return SHARED_SALT if share_prefixes else f"tenant {tenant}"
 
 
 async def fetch_inputs(store: EngineStore, claim: Claim) -> dict[str, str]:

@@ -13,6 +13,8 @@ from parrot_mq.store.records import Assignment, Claim, Control
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.worker.claimer import Claimer
 from parrot_workers.worker.delivery import Delivery
+from parrot_workers.worker.hints import KINDS as HINT_KINDS
+from parrot_workers.worker.hints import HintTaker
 from parrot_workers.worker.plan import control_objective
 from parrot_workers.worker.run import Leases, Run
 from parrot_workers.worker.stepper import StepThread
@@ -50,12 +52,15 @@ class Runner:
             self.drop,
             self._reject,
         )
+        self._hints = HintTaker(group, stepper, self.claimer.functions, lambda: self.delivery.identity)
 
     def receive(self, store: EngineStore, assignments: Sequence[Assignment], controls: Sequence[Control]) -> None:
         """Take what arrived in one partition."""
         self.claimer.take(store, assignments)
         for control in controls:
-            if not self.claimer.note_early(control):
+            if control.kind in HINT_KINDS:
+                self._hints.obey(store, control)
+            elif not self.claimer.note_early(control):
                 self._obey(control)
 
     def advance(self, output: SequenceOutput) -> None:

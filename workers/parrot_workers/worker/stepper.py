@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from parrot_mq.messages import ObjectiveKind
-from parrot_workers.engine.port import Engine, EngineSpec, EngineStats, SequenceInput, SequenceOutput
+from parrot_workers.engine.port import (
+    Engine,
+    EngineSpec,
+    EngineStats,
+    PromptSegment,
+    SequenceInput,
+    SequenceOutput,
+    TakesHints,
+)
 
 MAX_UNREAD_EVENTS = 64
 """Steps whose outputs the event loop has not taken yet; at this many the engine waits for it."""
@@ -58,7 +66,8 @@ class StepThread:
     ``make`` builds it there (loading weights may take minutes). ``deliver`` is called in this thread with each event
     and must hand it on without waiting; whoever handles the event calls ``taken``, and an engine that is
     ``MAX_UNREAD_EVENTS`` ahead waits. Commands need no bound of their own: there are at most one ``add`` and one
-    ``abort`` for each claim, and claims are bounded by the engine's capacity.
+    ``abort`` for each claim, and claims are bounded by the engine's capacity; hints come from the scheduler alone, and
+    are done with before the next step.
     """
 
     def __init__(self, make: Callable[[], Engine], deliver: Callable[[Event], None]) -> None:
@@ -89,6 +98,25 @@ class StepThread:
         def run(engine: Engine) -> None:
             if isinstance(engine, Reprioritises):
                 engine.set_objective(sequence_id, objective)
+
+        self._commands.put(run)
+
+    def prefill(self, sequence: SequenceInput) -> None:
+        """Pass on that a prompt is worth computing ahead, if the engine can use it."""
+        self._hint(lambda engine: engine.prefill(sequence))
+
+    def retain(self, key: str, segments: tuple[PromptSegment, ...], salt: str, until_s: float) -> None:
+        """Pass on that a prefix is worth keeping, if the engine can use it; ``until_s`` as ``monotonic_s`` counts."""
+        self._hint(lambda engine: engine.retain(key, segments, salt, until_s))
+
+    def release(self, key: str) -> None:
+        """Pass on that nothing more need be kept for ``key``."""
+        self._hint(lambda engine: engine.release(key))
+
+    def _hint(self, give: Callable[[TakesHints], None]) -> None:
+        def run(engine: Engine) -> None:
+            if isinstance(engine, TakesHints):
+                give(engine)
 
         self._commands.put(run)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parrot_kernels import backend_for
+from parrot_kernels import CapturedStep, backend_for
 from parrot_mq.errors import ConfigError
 from parrot_workers.engine.models import attention
 from parrot_workers.engine.models.attention import PagedStep, ShapeProbe, attention_backend
@@ -45,6 +45,9 @@ class GeneralModel:
         """Compute a step; see ``Model``."""
         with attention_backend(PagedStep(self._kernels, batch, cache)):
             return self._logits(batch.ids, batch.positions, batch.rows)
+
+    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
+        """Return None: transformers' code calls torch between our operations."""
 
     def _logits(self, ids: Tensor, positions: Tensor, rows: Tensor | None) -> Tensor:
         """Return float32 logits [num_rows, vocab_size] of a flat batch [num_tokens]; ``rows`` None: of all."""

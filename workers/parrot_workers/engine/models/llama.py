@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parrot_kernels import Backend, backend_for
-from parrot_workers.engine.free_memory import give_back
+from parrot_kernels import Backend, CapturedStep, backend_for
+from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights, llama_tensors
@@ -115,6 +115,14 @@ class LlamaModel:
         """Compute a step; see ``Model``."""
         return self.network.compute(self.kernels, batch, cache)
 
+    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
+        """Have the backend record the network, if it can."""
+        return self.kernels.capture(
+            lambda kernels: self.network.compute(kernels, full, cache),
+            tokens=[full.ids, full.positions, full.slots],
+            picked=[full.rows],
+        )
+
 
 def load_llama(
     checkpoint: Checkpoint,
@@ -131,7 +139,7 @@ def load_llama(
     checkpoint.require(llama_tensors(shape), ignored=["rotary_emb.inv_freq", *head])
     # First, for it is freed again before the weights come.
     logits = first_layers_logits(folder, config, dtype, min(PROBE_LAYERS, shape.num_layers))
-    give_back()
+    give_back_freed()
     kernels = backend_for(device)
     max_len = longest(config)
     weights = LlamaReader(checkpoint, shape, kernels, dtype, device).read()

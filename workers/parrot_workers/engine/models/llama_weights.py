@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend, PackedLinear
-from parrot_workers.engine.free_memory import give_back
+from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 
@@ -49,7 +49,8 @@ class LlamaWeights:
     def nbytes(self) -> int:
         """Bytes they take."""
         layers = sum(layer.nbytes for layer in self.layers)
-        return layers + self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
+        is_tied = self.head.data.data_ptr() == self.embedding.data_ptr()  # a packed head is a copy
+        return layers + self.embedding.nbytes + self.norm.nbytes + (0 if is_tied else self.head.nbytes)
 
 
 def llama_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
@@ -125,7 +126,7 @@ class LlamaReader:
 
     def _release(self) -> None:
         self._checkpoint.release()
-        give_back()
+        give_back_freed()
 
     def _linear(self, prefix: str, names: list[str], has_bias: bool) -> PackedLinear:
         """Pack the matrices ``names`` on top of each other."""

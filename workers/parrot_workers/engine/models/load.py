@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from parrot_mq.errors import ConfigError
-from parrot_workers.engine.free_memory import free_bytes
+from parrot_workers.engine.memory import device_available_bytes
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.general import GeneralModel
 from parrot_workers.engine.models.llama import load_llama
@@ -83,7 +83,7 @@ def _require_memory(
         elements -= checkpoint.num_elements(HEAD)
     if is_tied and shape is not None:
         elements += shape.vocab_size * shape.hidden_size  # the head is packed, the embedding is not
-    needed, free = elements * dtype.itemsize, free_bytes(device)
+    needed, free = elements * dtype.itemsize, device_available_bytes(device)
     if needed > free:
         smaller = "dtype='bfloat16', " if dtype.itemsize > 2 else ""
         raise ConfigError(

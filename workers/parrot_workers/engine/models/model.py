@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from parrot_kernels import CapturedStep
 from parrot_workers.engine.paged_cache import LayerShape, PagedCache
 from parrot_workers.engine.step_batch import StepBatch
 
@@ -57,6 +58,9 @@ class Model(Protocol):
 
     def forward(self, batch: StepBatch, cache: PagedCache) -> Tensor:
         """Store the keys and values of ``batch`` in ``cache``; return float32 logits [len(batch.rows), vocab_size]."""
+
+    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
+        """Record ``forward`` over the buffers of ``full``, a batch of the most tokens; None if it must run eagerly."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,47 @@
+"""Our engine, by the calls that its worker makes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from benchmarks.engine.serve import Emit, Setup, serve
+from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.port import PromptSegment, SequenceInput
+from parrot_workers.engine.torch_engine import TorchEngine
+
+
+class ParrotSystem:
+    def __init__(self, setup: Setup) -> None:
+        self._engine = TorchEngine(
+            setup.folder,
+            dtype=setup.dtype,
+            max_num_seqs=setup.max_num_seqs,
+            max_model_len=setup.max_len,
+            kv_memory_bytes=setup.kv_memory_bytes,
+            num_threads=setup.num_threads,
+            speculate=False,  # random weights run in circles, which drafts would copy: no gain that a user will see
+            calibrate=False,
+        )
+
+    def describe(self) -> dict[str, str]:
+        return {"torch": torch.__version__}
+
+    def warm(self, prefix: list[int]) -> None:
+        self._engine.generate([prefix], SamplingParams(max_tokens=2, ignore_eos=True))
+
+    def add(self, number: int, prompt: list[int], num_tokens: int) -> None:
+        sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+        self._engine.add(SequenceInput(str(number), (PromptSegment("", token_ids=tuple(prompt)),), sampling))
+
+    def step(self, emit: Emit) -> None:
+        for output in self._engine.step():
+            if output.error:
+                raise RuntimeError(output.error)
+            emit(int(output.id), output.token_ids)
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    serve(ParrotSystem)

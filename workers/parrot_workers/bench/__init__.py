@@ -1,0 +1,1 @@
+"""How fast an engine is on this machine: ``parrot-mq bench-engine``."""

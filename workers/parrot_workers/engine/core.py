@@ -1,0 +1,276 @@
+"""The engine's loop over ready parts: step = plan, compute, sample, postprocess."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from parrot_mq.messages import ObjectiveKind, SamplingParams
+from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
+from parrot_workers.engine.kv_transfer import KVTransfer
+from parrot_workers.engine.model_runner import ModelRunner
+from parrot_workers.engine.port import (
+    EngineSpec,
+    EngineStats,
+    FinishReason,
+    PromptSegment,
+    SequenceInput,
+    SequenceOutput,
+)
+from parrot_workers.engine.prompt import InvalidSequence, PromptEncoder
+from parrot_workers.engine.sampler import sample
+from parrot_workers.engine.sequence import Sequence
+from parrot_workers.engine.step_batch import Span
+from parrot_workers.engine.step_profiler import StepProfiler
+from parrot_workers.engine.step_stats import Phase, PhaseClock, StepCounts, StepStats
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Takes sequences, runs steps, says what came out: the port's ``Engine`` and ``TakesHints``.
+
+    ``on_step`` is called after each step with its statistics; ``clock`` is what the times of ``retain`` are measured
+    by. One thread owns it.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: EngineSpec,
+        encoder: PromptEncoder,
+        scheduler: BatchScheduler,
+        runner: ModelRunner,
+        transfer: KVTransfer | None = None,
+        profiler: StepProfiler | None = None,
+        on_step: Callable[[StepStats], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._encoder = encoder
+        self._scheduler = scheduler
+        self._blocks = scheduler.blocks
+        self._runner: ModelRunner | None = runner
+        self._transfer = transfer
+        self._profiler = profiler
+        self._on_step = on_step
+        self._clock = clock
+        self._sequences: dict[str, Sequence] = {}
+        self._outputs: list[SequenceOutput] = []
+        """What ``add`` and ``abort`` have to say; the next step returns it."""
+        self._num_added = 0
+        self._total = StepCounts()
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What is fixed about it."""
+        return self._spec
+
+    def add(self, sequence: SequenceInput) -> None:
+        """Queue a sequence; what is wrong with it comes out of the next step as INVALID.
+
+        Raises ValueError if a sequence of this id is still here: that is the caller's own mistake.
+        """
+        if sequence.id in self._sequences:
+            raise ValueError(f"a sequence {sequence.id!r} is in the engine already")
+        prepared = self._prepared(self._encoder.prepare, sequence)
+        if prepared is None:
+            return
+        self._scheduler.add(prepared)
+        if sequence.forced_ids:
+            self._replay(prepared)
+
+    def abort(self, sequence_id: str) -> None:
+        """End a sequence; the next step says so. Unknown ids are ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            sequence.finish = FinishReason.ABORTED
+            self._outputs.append(self._finished(sequence, (), sequence.detokenizer.flush()))
+
+    def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
+        """Give a sequence the place of another objective from the next step on. Unknown ids are ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self._scheduler.set_objective(sequence, objective)
+
+    def prefill(self, sequence: SequenceInput) -> None:
+        """Compute a prompt's keys and values ahead: see ``TakesHints``. Unfit prompts end as INVALID."""
+        if sequence.id in self._sequences:
+            return
+        prepared = self._prepared(self._encoder.prepare_prompt, sequence)
+        if prepared is not None:
+            self._scheduler.ahead.add(prepared)
+            self._outputs += self._ended_ahead()
+
+    def retain(self, key: str, segments: tuple[PromptSegment, ...], salt: str, until_s: float) -> None:
+        """Keep the full cached blocks of a prompt's beginning: see ``TakesHints``. Unfit prompts are logged."""
+        try:
+            prompt = self._encoder.prepare_prompt(SequenceInput(key, segments, SamplingParams(), salt=salt), 0)
+        except InvalidSequence as error:
+            log.warning("nothing is retained for %s: %s", key, error)
+        else:
+            self._blocks.retain(key, prompt.token_ids, salt, until_s)
+
+    def release(self, key: str) -> None:
+        """Keep nothing more for ``key``; unknown ones are ignored."""
+        self._blocks.release_hint(key)
+
+    def step(self) -> list[SequenceOutput]:
+        """Run one step and return what changed."""
+        outputs, self._outputs = self._outputs, []
+        clock = PhaseClock(traced=self._profiler is not None and self._profiler.is_recording)
+        counts = StepCounts()
+        with clock.measure(Phase.PLAN):
+            self._blocks.expire_hints(self._clock())
+            cached, preempted = self._scheduler.num_cached_tokens, self._scheduler.num_preemptions
+            chunks = self._scheduler.plan()
+            counts.num_cached_tokens = self._scheduler.num_cached_tokens - cached
+            counts.num_preemptions = self._scheduler.num_preemptions - preempted
+        if not chunks:
+            return outputs + self._ended_ahead()
+        try:
+            token_ids = self._compute(chunks, clock)
+        except BaseException:
+            # Blocks were published that may hold nothing: recompute everything rather than serve them.
+            self._scheduler.restart()
+            self._outputs = outputs
+            raise
+        with clock.measure(Phase.POSTPROCESS):
+            for chunk in chunks:
+                chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+                counts.count(chunk)
+                if chunk.samples:
+                    outputs.append(self._advance(chunk, [next(token_ids) for _ in range(chunk.num_rows)], counts))
+            outputs += self._ended_ahead()
+        self._report(counts, clock)
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot."""
+        total = self._total
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            num_blocks=self._blocks.num_blocks,
+            num_free_blocks=self._blocks.num_free_blocks,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_generated_tokens=total.num_generated_tokens,
+            num_prefill_tokens=total.num_prefill_tokens,
+            num_cached_tokens=self._scheduler.num_cached_tokens,
+            num_reloaded_tokens=self._blocks.num_reloaded_blocks * self._blocks.block_size,
+            num_steps=total.num_steps,
+            num_draft_tokens=total.num_draft_tokens,
+            num_accepted_tokens=total.num_accepted_tokens,
+        )
+
+    def has_work(self) -> bool:
+        """Whether ``step`` would do anything."""
+        return bool(self._sequences or self._outputs)
+
+    def check(self) -> None:
+        """Raise AssertionError if the cache's books are wrong. Cheap enough to run whenever the engine is idle."""
+        self._blocks.check(self._scheduler)
+
+    def close(self) -> None:
+        """Free the model and the cache. Idempotent; nothing can be run afterwards."""
+        for sequence in list(self._sequences.values()):
+            self._scheduler.remove(sequence)
+        self._sequences.clear()
+        self._outputs.clear()
+        self._runner = self._transfer = None
+        if self._profiler is not None:
+            self._profiler.close()
+
+    def _prepared(self, prepare: Callable[[SequenceInput, int], Sequence], source: SequenceInput) -> Sequence | None:
+        """Return the sequence, known from now on; None, and an output that says why, if it cannot be run."""
+        self._num_added += 1
+        try:
+            sequence = prepare(source, self._num_added)
+        except InvalidSequence as error:
+            self._outputs.append(SequenceOutput(source.id, finish=FinishReason.INVALID, error=str(error)))
+            return None
+        self._sequences[source.id] = sequence
+        return sequence
+
+    def _compute(self, chunks: list[Chunk], clock: PhaseClock) -> Iterator[int]:
+        """Return the tokens that the rows of ``chunks`` sample, in order."""
+        assert self._runner is not None, "the engine is closed"
+        with clock.measure(Phase.MODEL):
+            if self._transfer is not None:
+                self._transfer.run(self._blocks.take_transfers())
+            logits = self._runner.run(
+                [Span(chunk.token_ids, chunk.start, chunk.num_rows, chunk.sequence.block_table) for chunk in chunks]
+            )
+        with clock.measure(Phase.SAMPLE):
+            sequences = [chunk.sequence for chunk in chunks for _ in range(chunk.num_rows)]
+            depths = [depth for chunk in chunks for depth in range(chunk.num_rows)]
+            return iter(sample(logits, sequences, depths) if sequences else ())
+
+    def _advance(self, chunk: Chunk, token_ids: list[int], counts: StepCounts) -> SequenceOutput:
+        """Take the sampled tokens as far as the draft before them was right."""
+        sequence, drafted = chunk.sequence, chunk.draft.token_ids if chunk.draft else []
+        taken, text = [], ""
+        for depth, token_id in enumerate(token_ids):
+            taken.append(token_id)
+            text += sequence.append(token_id)
+            if sequence.finish is not None or depth == len(drafted) or token_id != drafted[depth]:
+                break
+        counts.num_generated_tokens += len(taken)
+        if chunk.draft is not None and self._scheduler.speculator is not None:
+            counts.num_draft_tokens += len(drafted)
+            counts.num_accepted_tokens += len(taken) - 1
+            sequence.num_computed_tokens += len(taken) - 1
+            self._scheduler.speculator.observe(chunk.draft, taken)
+            self._blocks.shrink(sequence, sequence.num_tokens)
+        return self._output(sequence, tuple(taken), text)
+
+    def _report(self, counts: StepCounts, clock: PhaseClock) -> None:
+        self._total.add(counts)
+        if self._profiler is not None:
+            self._profiler.step()
+        if self._on_step is not None:
+            running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+            self._on_step(StepStats(running, waiting, self._blocks.num_free_blocks, counts, clock.seconds))
+
+    def _ended_ahead(self) -> list[SequenceOutput]:
+        ended = self._scheduler.ahead.take_ended()
+        for sequence in ended:
+            del self._sequences[sequence.id]
+        return [SequenceOutput(sequence.id, finish=sequence.finish) for sequence in ended]
+
+    def _replay(self, sequence: Sequence) -> None:
+        """Take the forced ids as generated, and say so in the next step."""
+        text = ""
+        for token_id in sequence.source.forced_ids:
+            text += sequence.append(token_id)
+            if sequence.finish is not None:
+                break
+        self._outputs.append(self._output(sequence, tuple(sequence.output_ids), text))
+
+    def _output(self, sequence: Sequence, token_ids: tuple[int, ...], text: str) -> SequenceOutput:
+        if sequence.finish is not None:
+            return self._finished(sequence, token_ids, text)
+        return SequenceOutput(
+            sequence.id,
+            token_ids,
+            text,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+        )
+
+    def _finished(self, sequence: Sequence, token_ids: tuple[int, ...], text: str) -> SequenceOutput:
+        self._scheduler.remove(sequence)
+        del self._sequences[sequence.id]
+        return SequenceOutput(
+            sequence.id,
+            token_ids,
+            text,
+            finish=sequence.finish,
+            full_text=sequence.detokenizer.text,
+            full_token_ids=self._encoder.plain_ids(sequence.detokenizer.text_ids()),
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_output_tokens=sequence.num_output_tokens,
+        )
