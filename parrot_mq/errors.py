@@ -3,6 +3,7 @@
     ParrotError
     ├── TemplateError              a prompt template is malformed (raised at decoration)
     ├── ConfigError                a setting or an environment is wrong
+    ├── RankLost                   a process of a tensor-parallel engine is gone: the engine must be started anew
     ├── StoreError                 Redis answered something that a caller must handle
     │   ├── StoreUnavailable       Redis cannot be reached
     │   ├── Overloaded             a limit or Redis' memory is full; ``retry_after_s`` says when to come back
@@ -89,6 +90,10 @@ class TemplateError(ParrotError):
 
 class ConfigError(ParrotError):
     """A setting or the environment is wrong; the message says what to change."""
+
+
+class RankLost(ParrotError):
+    """A process of a tensor-parallel engine is gone, or does not answer: the engine must be started anew."""
 
 
 class StoreError(ParrotError):

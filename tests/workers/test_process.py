@@ -231,6 +231,8 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "--no-speculate",
         "--profile",
         "traces",
+        "--tensor-parallel-size",
+        "2",
     ]
     engine_factory(parse_options(arguments))()
     ((model, options),) = made
@@ -246,6 +248,7 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "host_kv_memory_bytes": 2**28,
         "max_num_seqs": 4,
         "num_threads": spare_cores(),
+        "tensor_parallel_size": 2,
     }
     assert 1 <= spare_cores() < max(2, os.cpu_count() or 1)
 

@@ -178,6 +178,8 @@ class EngineCore:
             self._scheduler.remove(sequence)
         self._sequences.clear()
         self._outputs.clear()
+        if self._runner is not None:
+            self._runner.close()
         self._runner = self._transfer = None
         if self._profiler is not None:
             self._profiler.close()

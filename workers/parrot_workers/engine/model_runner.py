@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,12 +15,34 @@ from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.step_batch import Span, StepBuffers
 
 
-class ModelRunner:
-    """Runs up to ``max_num_tokens`` tokens a step over the paged cache; for ``buckets`` see ``StepBuffers``."""
+class Ranks(Protocol):
+    """The other ranks of a model that is split over several."""
 
-    def __init__(self, model: Model, cache: PagedCache, *, max_num_tokens: int, buckets: Iterable[int] = ()) -> None:
+    def announce(self, spans: Sequence[Span], *, is_probe: bool) -> None:
+        """Have them compute ``spans`` too, by the model or by its probe's. Raises RankLost."""
+
+    def close(self) -> None:
+        """End them. Idempotent."""
+
+
+class ModelRunner:
+    """Runs up to ``max_num_tokens`` tokens a step over the paged cache; for ``buckets`` see ``StepBuffers``.
+
+    ``ranks`` are told of each step, and compute it with us.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        *,
+        max_num_tokens: int,
+        buckets: Iterable[int] = (),
+        ranks: Ranks | None = None,
+    ) -> None:
         self.model = model
         self.cache = cache
+        self._ranks = ranks
         self._buffers = StepBuffers(max(max_num_tokens, 2 * PROBE_LEN), model.device, buckets=buckets)
         self._captured = self._capture(model)
 
@@ -44,8 +67,30 @@ class ModelRunner:
     def _capture(self, model: Model) -> CapturedStep | None:
         return model.capture(self._buffers.full, self.cache)
 
+    def run_probe(self, spans: Sequence[Span]) -> Tensor:
+        """Compute ``spans`` by the probe's model, uncaptured."""
+        return self._run(self.model.probe.model, None, spans, is_probe=True)
+
+    def close(self) -> None:
+        """End the other ranks, if there are any. Idempotent."""
+        if self._ranks is not None:
+            self._ranks.close()
+
+    def _run(
+        self, model: Model, captured: CapturedStep | None, spans: Sequence[Span], *, is_probe: bool = False
+    ) -> Tensor:
+        if self._ranks is None:
+            return self._compute(model, captured, spans)
+        try:
+            self._ranks.announce(spans, is_probe=is_probe)
+            return self._compute(model, captured, spans)
+        except BaseException:
+            # The others wait in the middle of a step that will not go on: they must never sum it with another.
+            self._ranks.close()
+            raise
+
     @torch.inference_mode()
-    def _run(self, model: Model, captured: CapturedStep | None, spans: Sequence[Span]) -> Tensor:
+    def _compute(self, model: Model, captured: CapturedStep | None, spans: Sequence[Span]) -> Tensor:
         batch = self._buffers.fill(spans)
         if captured is None:
             logits = model.forward(batch, self.cache)
@@ -66,7 +111,9 @@ class ModelRunner:
             return
         ours, other = list(range(need)), list(range(need, 2 * need))
         captured = self._capture(probe.model)
-        self._run(probe.model, captured, [Span(ids[::-1][:half], 0, 1, other), Span(ids[:cut], 0, 0, ours)])
-        logits = self._run(probe.model, captured, [Span(ids[cut:], cut, 1, ours), Span(ids[:1], half, 1, other)])
+        first = [Span(ids[::-1][:half], 0, 1, other), Span(ids[:cut], 0, 0, ours)]
+        second = [Span(ids[cut:], cut, 1, ours), Span(ids[:1], half, 1, other)]
+        self._run(probe.model, captured, first, is_probe=True)
+        logits = self._run(probe.model, captured, second, is_probe=True)
         if not probe.agrees(logits[0]):
             raise ConfigError(f"{self.model.name}: the torch engine does not reproduce this model's logits: {REMEDY}")

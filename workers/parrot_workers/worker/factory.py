@@ -58,6 +58,7 @@ def _torch(options: Options) -> Engine:
         "max_model_len": options.max_model_len,
         "kv_memory_bytes": round(options.kv_memory_gib * 2**30) if options.kv_memory_gib else None,
         "host_kv_memory_bytes": round(options.host_kv_memory_gib * 2**30) if options.host_kv_memory_gib else None,
+        "tensor_parallel_size": options.tensor_parallel_size,
         "num_threads": options.num_threads or (spare_cores() if device == "cpu" else None),
         "profile": options.profile,
         "on_step": StepLog(options.step_log) if options.step_log else None,

@@ -39,6 +39,7 @@ class Options:
     kv_memory_gib: float | None
     host_kv_memory_gib: float | None
     num_threads: int | None
+    tensor_parallel_size: int | None
     calibrate: bool
     speculate: bool
     profile: str | None
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
     add("--host-kv-memory-gib", type=_positive(float), metavar="X", help="host memory for what the KV cache gives away")
     add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
+    add("--tensor-parallel-size", type=_positive(int), metavar="N", help="processes that compute one model together")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")
     add("--profile", metavar="FOLDER", help="write a trace of some steps by torch's profiler, to open in Perfetto")

@@ -15,6 +15,7 @@ from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights, llama_tensors
 from parrot_workers.engine.models.model import Probe, probe_ids
 from parrot_workers.engine.models.model_config import eos_ids, longest
+from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.models.reference import first_layers_logits
 from parrot_workers.engine.models.rotary import rotary_tables
 from parrot_workers.engine.paged_cache import LayerShape, PagedCache
@@ -28,14 +29,16 @@ class LlamaNetwork:
     """The network alone: ``compute`` is a chain of calls of the backend's operations and of views of their results.
 
     Nothing in it depends on the data, and what it reads are the weights, the cache and the step's buffers, so that it
-    can be recorded once (by a backend that records, or in a CUDA graph) and replayed.
+    can be recorded once (by a backend that records, or in a CUDA graph) and replayed. ``shape`` and ``weights`` are
+    those of ``shard``, whose ranks compute together.
     """
 
-    def __init__(self, shape: LlamaShape, weights: LlamaWeights, cos: Tensor, sin: Tensor) -> None:
+    def __init__(self, shape: LlamaShape, weights: LlamaWeights, cos: Tensor, sin: Tensor, shard: Shard) -> None:
         self.shape = shape
         self.weights = weights
         self.cos = cos
         self.sin = sin
+        self.shard = shard
 
     def compute(self, kernels: Backend, batch: StepBatch, cache: PagedCache) -> Tensor:
         """Return float32 logits [len(batch.rows), vocab_size]."""
@@ -57,9 +60,10 @@ class LlamaNetwork:
             attended, _ = kernels.paged_attention(
                 query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number]
             )
-            added = kernels.linear(attended.view(-1, heads * dim), layer.output)
+            added = self.shard.total(kernels.linear(attended.view(-1, heads * dim), layer.output))
             normed, hidden = kernels.add_rms_norm(added, hidden, layer.mlp_norm, eps)
-            added = kernels.linear(kernels.silu_mul(kernels.linear(normed, layer.gate_up)), layer.down)
+            gated = kernels.silu_mul(kernels.linear(normed, layer.gate_up))
+            added = self.shard.total(kernels.linear(gated, layer.down))
             if number + 1 < len(weights.layers):
                 normed, hidden = kernels.add_rms_norm(added, hidden, weights.layers[number + 1].attention_norm, eps)
         added, hidden = kernels.gather(added, batch.rows), kernels.gather(hidden, batch.rows)
@@ -69,7 +73,7 @@ class LlamaNetwork:
     def first_layers(self, count: int) -> LlamaNetwork:
         """Return the network that ends after ``count`` layers; the weights are shared."""
         weights = dataclasses.replace(self.weights, layers=self.weights.layers[:count])
-        return LlamaNetwork(self.shape, weights, self.cos, self.sin)
+        return LlamaNetwork(self.shape, weights, self.cos, self.sin, self.shard)
 
 
 @dataclasses.dataclass
@@ -116,7 +120,9 @@ class LlamaModel:
         return self.network.compute(self.kernels, batch, cache)
 
     def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
-        """Have the backend record the network, if it can."""
+        """Have the backend record the network, if it can; ranks that compute together run eagerly."""
+        if self.network.shard.size > 1:
+            return None
         return self.kernels.capture(
             lambda kernels: self.network.compute(kernels, full, cache),
             tokens=[full.ids, full.positions, full.slots],
@@ -132,21 +138,27 @@ def load_llama(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
+    shard: Shard,
 ) -> LlamaModel:
-    """Load a model of which the engine runs at most ``max_model_len`` positions. Raises ConfigError."""
+    """Load the part ``shard`` of a model of which the engine runs at most ``max_model_len`` positions.
+
+    Raises ConfigError. Only the first rank, which makes the logits, has those of the probe.
+    """
     folder = checkpoint.folder
     head = ["lm_head.weight"] if shape.is_tied else []
     checkpoint.require(llama_tensors(shape), ignored=["rotary_emb.inv_freq", *head])
+    own_shape = shard.of(shape)
     # First, for it is freed again before the weights come.
-    logits = first_layers_logits(folder, config, dtype, min(PROBE_LAYERS, shape.num_layers))
+    num_layers = min(PROBE_LAYERS, shape.num_layers)
+    logits = torch.empty(0) if shard.rank else first_layers_logits(folder, config, dtype, num_layers)
     give_back_freed()
     kernels = backend_for(device)
     max_len = longest(config)
-    weights = LlamaReader(checkpoint, shape, kernels, dtype, device).read()
+    weights = LlamaReader(checkpoint, shape, shard, kernels, dtype, device).read()
     cos, sin = rotary_tables(config, shape.head_dim, min(max_model_len, max_len or max_model_len))
     return LlamaModel(
         name=str(folder),
-        network=LlamaNetwork(shape, weights, cos.to(device), sin.to(device)),
+        network=LlamaNetwork(own_shape, weights, cos.to(device), sin.to(device), shard),
         kernels=kernels,
         device=device,
         dtype=dtype,

@@ -11,6 +11,9 @@ from parrot_kernels import Backend, PackedLinear
 from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
+from parrot_workers.engine.models.parallel import Shard
+
+ALL = slice(None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,13 +88,23 @@ def llama_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
 
 
 class LlamaReader:
-    """Reads a checkpoint that holds ``llama_tensors`` into ``LlamaWeights`` in ``dtype`` on ``device``."""
+    """Reads the part ``shard`` of a checkpoint that holds ``llama_tensors``, in ``dtype`` on ``device``.
+
+    ``shape`` is the whole model's.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, shape: LlamaShape, kernels: Backend, dtype: torch.dtype, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        shape: LlamaShape,
+        shard: Shard,
+        kernels: Backend,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._checkpoint = checkpoint
         self._shape = shape
+        self._shard = shard
         self._kernels = kernels
         self._dtype = dtype
         self._device = device
@@ -109,30 +122,44 @@ class LlamaReader:
 
     def _layer(self, prefix: str) -> LlamaLayer:
         shape, attention, mlp = self._shape, f"{prefix}.self_attn", f"{prefix}.mlp"
-        qkv = ["qkv_proj"] if shape.is_fused else ["q_proj", "k_proj", "v_proj"]
-        gate_up = ["gate_up_proj"] if shape.is_fused else ["gate_proj", "up_proj"]
+        heads, keys, inner = (
+            shape.num_heads * shape.head_dim,
+            shape.num_kv_heads * shape.head_dim,
+            shape.intermediate_size,
+        )
+        part = self._shard.part
+        if shape.is_fused:
+            qkv = [("qkv_proj", part(heads)), ("qkv_proj", part(keys, heads)), ("qkv_proj", part(keys, heads + keys))]
+            gate_up = [("gate_up_proj", part(inner)), ("gate_up_proj", part(inner, inner))]
+        else:
+            qkv = [("q_proj", part(heads)), ("k_proj", part(keys)), ("v_proj", part(keys))]
+            gate_up = [("gate_proj", part(inner)), ("up_proj", part(inner))]
+        # What the ranks make of their columns is summed, so that one of them adds the bias.
+        is_first = self._shard.rank == 0
         read = LlamaLayer(
             attention_norm=self._tensor(f"{prefix}.input_layernorm.weight"),
             qkv=self._linear(attention, qkv, shape.has_qkv_bias),
             query_norm=self._tensor(f"{attention}.q_norm.weight") if shape.has_head_norms else None,
             key_norm=self._tensor(f"{attention}.k_norm.weight") if shape.has_head_norms else None,
-            output=self._linear(attention, ["o_proj"], shape.has_output_bias),
+            output=self._linear(attention, [("o_proj", ALL)], shape.has_output_bias and is_first, part(heads)),
             mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight"),
             gate_up=self._linear(mlp, gate_up, shape.has_mlp_bias),
-            down=self._linear(mlp, ["down_proj"], shape.has_mlp_bias),
+            down=self._linear(mlp, [("down_proj", ALL)], shape.has_mlp_bias and is_first, part(inner)),
         )
         self._release()
         return read
+
+    def _linear(
+        self, prefix: str, parts: list[tuple[str, slice]], has_bias: bool, columns: slice | None = None
+    ) -> PackedLinear:
+        """Pack rows of matrices (name, which) on top of each other."""
+        weights = [self._tensor(f"{prefix}.{name}.weight", rows, columns) for name, rows in parts]
+        biases = [self._tensor(f"{prefix}.{name}.bias", rows) for name, rows in parts if has_bias]
+        return self._kernels.pack_linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
     def _release(self) -> None:
         self._checkpoint.release()
         give_back_freed()
 
-    def _linear(self, prefix: str, names: list[str], has_bias: bool) -> PackedLinear:
-        """Pack the matrices ``names`` on top of each other."""
-        weights = [self._tensor(f"{prefix}.{name}.weight") for name in names]
-        biases = [self._tensor(f"{prefix}.{name}.bias") for name in names if has_bias]
-        return self._kernels.pack_linear(torch.cat(weights), torch.cat(biases) if biases else None)
-
-    def _tensor(self, name: str) -> Tensor:
-        return self._checkpoint.read(name, self._dtype).to(self._device)
+    def _tensor(self, name: str, rows: slice = ALL, columns: slice | None = None) -> Tensor:
+        return self._checkpoint.read(name, self._dtype, rows=rows, columns=columns).to(self._device)

@@ -17,11 +17,13 @@ from parrot_workers.engine.models.llama import load_llama
 from parrot_workers.engine.models.llama_shape import LlamaShape, NotLlama, llama_shape
 from parrot_workers.engine.models.model import Model
 from parrot_workers.engine.models.model_config import model_folder, parse_dtype, read_config
+from parrot_workers.engine.models.parallel import Shard
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_MODEL_LEN = 8192
 HEAD = "lm_head.weight"
+WHOLE = Shard()
 
 
 class ModelPath(enum.StrEnum):
@@ -39,24 +41,34 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     path: str = ModelPath.AUTO,
     max_model_len: int | None = None,
+    shard: Shard = WHOLE,
 ) -> Model:
     """Load a model folder or id. Raises ConfigError, with a remedy, for anything the engine cannot run.
 
-    ``dtype`` "auto" is the checkpoint's own; ``max_model_len`` bounds the positions that will be computed.
+    ``dtype`` "auto" is the checkpoint's own; ``max_model_len`` bounds the positions that will be computed. Of several
+    ranks each loads its ``shard``; that takes the fast path.
     """
     if path not in list(ModelPath):
         raise ConfigError(f"path {path!r} is none of {', '.join(ModelPath)}")
+    if shard.size > 1 and path == ModelPath.GENERAL:
+        raise ConfigError("tensor_parallel_size above 1 is for models of the fast path: use path='auto'")
     target = parse_dtype(dtype)
     folder = model_folder(model)
     config = read_config(folder)
     checkpoint = Checkpoint(folder)
     target = target or config.dtype or checkpoint.dtype
-    shape = _fast_shape(config, folder, path)
-    _require_memory(checkpoint, config, shape, target, device)
+    shape = _fast_shape(config, folder, path if shard.size == 1 else ModelPath.FAST)
+    _require_memory(checkpoint, config, shape, target, device, shard)
     if shape is None:
         return GeneralModel(folder, config, dtype=target, device=device)
     return load_llama(
-        checkpoint, config, shape, dtype=target, device=device, max_model_len=max_model_len or DEFAULT_MAX_MODEL_LEN
+        checkpoint,
+        config,
+        shape,
+        dtype=target,
+        device=device,
+        max_model_len=max_model_len or DEFAULT_MAX_MODEL_LEN,
+        shard=shard,
     )
 
 
@@ -74,15 +86,27 @@ def _fast_shape(config: Any, folder: Path, path: str) -> LlamaShape | None:
 
 
 def _require_memory(
-    checkpoint: Checkpoint, config: Any, shape: LlamaShape | None, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    config: Any,
+    shape: LlamaShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard,
 ) -> None:
-    """Raise ConfigError if the weights in ``dtype`` do not fit the memory that is free."""
+    """Raise ConfigError if the weights in ``dtype`` do not fit the memory that is free.
+
+    A GPU holds one rank, a CPU all of them; each rank has the embedding and the head.
+    """
     is_tied = config.get_text_config().tie_word_embeddings
     elements = checkpoint.num_elements()
     if is_tied and HEAD in checkpoint:
         elements -= checkpoint.num_elements(HEAD)
     if is_tied and shape is not None:
         elements += shape.vocab_size * shape.hidden_size  # the head is packed, the embedding is not
+    if shape is not None:
+        repeated = 2 * shape.vocab_size * shape.hidden_size
+        on_device = 1 if device.type == "cuda" else shard.size
+        elements = (elements - repeated) * on_device // shard.size + repeated * on_device
     needed, free = elements * dtype.itemsize, device_available_bytes(device)
     if needed > free:
         smaller = "dtype='bfloat16', " if dtype.itemsize > 2 else ""

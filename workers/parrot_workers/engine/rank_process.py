@@ -1,0 +1,99 @@
+"""The process of a rank other than the first: it computes what the engine's process tells it to."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import signal
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import torch
+import torch.distributed as dist
+
+from parrot_mq.errors import ConfigError, RankLost
+from parrot_workers.engine.model_runner import ModelRunner
+from parrot_workers.engine.models.load import load_model
+from parrot_workers.engine.models.parallel import Shard
+from parrot_workers.engine.paged_cache import PagedCache
+from parrot_workers.engine.rank_command import Action, RankCommand
+
+COLLECTIVE_TIMEOUT_S = 120.0
+"""How long a rank waits for the others: to start, and in a step."""
+READY = b""
+"""What a rank answers once its model is loaded; anything else is what went wrong, in words."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankSettings:
+    """What every rank must know. ``device`` is the first rank's; ``rendezvous`` is a file that does not exist yet."""
+
+    model: str
+    device: str
+    dtype: str | torch.dtype
+    max_model_len: int | None
+    num_threads: int
+    rendezvous: str
+
+    def device_of(self, rank: int) -> torch.device:
+        """Ranks on GPUs take those that follow the first's."""
+        device = torch.device(self.device)
+        return torch.device("cuda", (device.index or 0) + rank) if device.type == "cuda" else device
+
+
+@contextlib.contextmanager
+def joined(settings: RankSettings, shard: Shard) -> Iterator[None]:
+    """Be ``shard``'s rank in a process group of all. Raises RankLost if they do not come together in time."""
+    device = settings.device_of(shard.rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{settings.rendezvous}",
+            rank=shard.rank,
+            world_size=shard.size,
+            timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        )
+    except RuntimeError as error:
+        raise RankLost(f"{shard.size} ranks did not come together: {error}") from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def serve(connection: Connection, settings: RankSettings, shard: Shard) -> None:
+    """Compute until told to stop, or until the engine's process or another rank is gone. Runs in its own process."""
+    # Ctrl-C goes to every process of a terminal; the engine's own decides when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(settings.num_threads)
+    with connection, joined(settings, shard):
+        device = settings.device_of(shard.rank)
+        try:
+            model = load_model(
+                settings.model,
+                device=device,
+                dtype=settings.dtype,
+                path="fast",
+                max_model_len=settings.max_model_len,
+                shard=shard,
+            )
+        except ConfigError as error:
+            connection.send_bytes(str(error).encode())
+            return
+        connection.send_bytes(READY)
+        runner: ModelRunner | None = None
+        with contextlib.suppress(EOFError, ConnectionError, RankLost):  # nobody is left to be told
+            while (command := RankCommand.decode(connection.recv_bytes())).action is not Action.STOP:
+                if command.action is Action.ALLOCATE:
+                    num_blocks, num_tokens = command.sizes
+                    cache = PagedCache(model.layers, num_blocks, model.dtype, device)
+                    runner = ModelRunner(model, cache, max_num_tokens=num_tokens)
+                    continue
+                assert runner is not None, "a step before the cache was allocated"
+                if command.action is Action.PROBE:
+                    runner.run_probe(command.spans)
+                else:
+                    runner.run(command.spans)
