@@ -8,15 +8,17 @@ log-sum-exp) from each, merged in the order of the keys.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from parrot_kernels.errors import KernelInputError
-from parrot_kernels.ragged_batch import RaggedBatch
+from parrot_kernels.query_group import QueryGroup, grouped
 
 BLOCK_SIZE = 16
 """Keys of a cache block, for all kernels."""
@@ -52,6 +54,7 @@ class AttentionPlan:
     ``query_lens[i]`` new tokens, the last of ``context_lens[i]`` in all, whose keys lie in the blocks
     ``block_tables[i]``; the flat batch holds the sequences' new tokens one after the other. With ``share`` false
     every sequence is computed by itself, so that a row's result does not depend on its neighbours to the last bit.
+    A batch padded to ``num_rows`` rows has rows behind those of the sequences that see no key: their output is 0.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class AttentionPlan:
         context_lens: Sequence[int],
         block_tables: Sequence[Sequence[int]],
         *,
+        num_rows: int | None = None,
         share: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -70,39 +74,51 @@ class AttentionPlan:
                 raise KernelInputError(f"{query_len} new tokens of {context_len}: want at least 1, at most all")
             if len(table) * BLOCK_SIZE < context_len:
                 raise KernelInputError(f"{len(table)} blocks do not hold a context of {context_len}")
-            if min(table) < 0:
-                raise KernelInputError("a negative block in a block table")
         self.query_lens = query_lens
         self.context_lens = context_lens
         self.block_tables = block_tables
         self.device = torch.device(device)
-        self.num_tokens = sum(query_lens)
-        self.num_blocks = 1 + max((max(table) for table in block_tables), default=-1)
+        self.first_rows: list[int] = []
+        """Of each sequence, in the flat batch."""
+        total = 0
+        for length in query_lens:
+            self.first_rows.append(total)
+            total += length
+        self.num_tokens = total if num_rows is None else num_rows
+        """Rows of the flat batch, padding included."""
+        if self.num_tokens < total:
+            raise KernelInputError(f"{total} new tokens do not fit {num_rows} rows")
+        self.is_padded = self.num_tokens > total
+        self.flat_tables = array.array("i", itertools.chain.from_iterable(block_tables))
+        """The block tables, one after the other."""
+        lowest, highest = _bounds(self.flat_tables)
+        if lowest < 0:
+            raise KernelInputError("a negative block in a block table")
+        self.num_blocks = highest + 1
         """The cache must have at least as many blocks."""
-        self.pieces = self._split_pieces(share)
+        self.share = share
         self.native: object = None
         """What a compiled backend keeps with the plan."""
 
     @functools.cached_property
-    def ragged(self) -> RaggedBatch:
-        """The same step for the functions that take a ``RaggedBatch``."""
-        return RaggedBatch(self.query_lens, self.context_lens, self.block_tables, BLOCK_SIZE, self.device)
+    def groups(self) -> list[QueryGroup]:
+        """The sequences as padded batches, for torch."""
+        members = grouped(self.query_lens, self.context_lens)
+        return [QueryGroup(self, group, BLOCK_SIZE) for group in members]
 
     @functools.cached_property
     def arrays(self) -> PlanArrays:
         """The pieces as flat int32 tensors, for compiled kernels."""
         return PlanArrays.of(self)
 
-    def _split_pieces(self, share: bool) -> list[Piece]:
-        starts = [0]
-        for length in self.query_lens:
-            starts.append(starts[-1] + length)
-        self._rows = [range(starts[i], starts[i + 1]) for i in range(len(self.query_lens))]
+    @functools.cached_property
+    def pieces(self) -> list[Piece]:
+        """The pieces, the most work first."""
         pieces: list[Piece] = []
         short = [i for i, length in enumerate(self.query_lens) if length <= MAX_SHARED_QUERY]
         alone = [i for i, length in enumerate(self.query_lens) if length > MAX_SHARED_QUERY]
         pieces += [self._piece([i], 0, self.context_lens[i]) for i in alone]
-        for group in self._grouped(short, 0) if share else [[i] for i in short]:
+        for group in self._grouped(short, 0) if self.share else [[i] for i in short]:
             for piece in self._walk(group, 0, 0):
                 pieces += piece.split(SPLIT_KEYS)
         # The longest first, so that no thread starts one at the end; the sort is stable.
@@ -137,8 +153,16 @@ class AttentionPlan:
 
     def _piece(self, members: list[int], first_block: int, end: int) -> Piece:
         blocks = self.block_tables[members[0]][first_block : -(-end // BLOCK_SIZE)]
-        rows = [row for i in members for row in self._rows[i]]
+        rows = [row for i in members for row in range(self.first_rows[i], self.first_rows[i] + self.query_lens[i])]
         return Piece(first_block * BLOCK_SIZE, end - first_block * BLOCK_SIZE, blocks, rows)
+
+
+def _bounds(blocks: array.array[int]) -> tuple[int, int]:
+    """Return the lowest and the highest of ``blocks``; 0 and -1 if there are none."""
+    if len(blocks) < 64:  # a call of torch costs more
+        return min(blocks, default=0), max(blocks, default=-1)
+    lowest, highest = torch.frombuffer(blocks, dtype=torch.int32).aminmax()
+    return int(lowest), int(highest)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,6 +217,7 @@ class PlanArrays:
             for query_len, context_len in zip(plan.query_lens, plan.context_lens, strict=True)
             for position in range(context_len - query_len, context_len)
         ]
+        positions += [0] * (plan.num_tokens - len(positions))
 
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=plan.device)

@@ -29,6 +29,12 @@ class PackedLinear:
         self.packed = packed is not None
         self._weight = weight if packed is None else packed
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that weight and bias take."""
+        biases = self.bias.nbytes if self.bias is not None else 0
+        return self.out_features * self.in_features * self._weight.dtype.itemsize + biases
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return [..., out_features] for ``x`` [..., in_features]."""
         if self.packed:

@@ -1,8 +1,8 @@
-"""Ragged-batch attention over a paged KV cache, in torch.
+"""Attention of a flat batch over a paged KV cache, in torch.
 
 The cache of a layer is [num_blocks, num_kv_heads, block_size, head_dim], one tensor for keys and one for values (their
-head_dim may differ). The flat batch of a step is described by a ``RaggedBatch``. This twin gathers each group's blocks
-and runs one scaled-dot-product attention per group, query heads folded onto their KV head.
+head_dim may differ). This twin gathers the blocks of each of the plan's groups and runs one scaled-dot-product
+attention per group, query heads folded onto their KV head.
 """
 
 from __future__ import annotations
@@ -10,51 +10,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.merge import merge_attention
-from parrot_kernels.ragged_batch import QueryGroup, RaggedBatch
+from parrot_kernels.query_group import QueryGroup
 
 MAX_DENSE_SCORES = 1 << 26
 """Scores that the dense path materialises at once (float32: 256 MiB)."""
-
-
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, batch: RaggedBatch) -> None:
-    """Write this step's ``key`` and ``value`` [num_tokens, num_kv_heads, head_dim] to their slots, in place."""
-    rows = batch.cache_rows(key.shape[1])
-    key_cache.view(-1, key_cache.shape[-1]).index_copy_(0, rows, key.reshape(-1, key.shape[-1]))
-    value_cache.view(-1, value_cache.shape[-1]).index_copy_(0, rows, value.reshape(-1, value.shape[-1]))
 
 
 def paged_attention(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    batch: RaggedBatch,
+    plan: AttentionPlan,
     *,
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
-    with_lse: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Causal attention of every new token over its sequence's cached keys, its own included (``store_kv`` came first).
-
-    ``query`` is [num_tokens, num_heads, head_dim], num_heads a multiple of num_kv_heads. Scores are ``scale * q.k``,
-    passed through ``softcap * tanh(x / softcap)`` where given; with ``window`` w a token sees the last w tokens, itself
-    included. Returns the output [num_tokens, num_heads, value_dim] in the query's dtype and, ``with_lse``, the
-    log-sum-exp of the scores [num_tokens, num_heads] in float32 (else None).
-    """
+) -> tuple[Tensor, Tensor]:
+    """Causal attention by the groups of ``plan``; see ``parrot_kernels.backend.Backend`` for the contract."""
     num_heads, value_dim = query.shape[1], value_cache.shape[-1]
-    groups = batch.groups
-    if len(groups) == 1 and groups[0].is_contiguous:
+    groups = plan.groups
+    if len(groups) == 1 and groups[0].is_contiguous and not plan.is_padded:
         out, lse = _attend_group(query, key_cache, value_cache, groups[0], scale, softcap, window)
-        out = out.reshape(batch.num_tokens, num_heads, value_dim)
-        return out, lse.reshape(batch.num_tokens, num_heads) if with_lse else None
-    out = query.new_empty(batch.num_tokens, num_heads, value_dim)
-    all_lse = query.new_empty(batch.num_tokens, num_heads, dtype=torch.float32) if with_lse else None
+        return out.reshape(-1, num_heads, value_dim).contiguous(), lse.reshape(-1, num_heads).float().contiguous()
+    out = query.new_zeros(plan.num_tokens, num_heads, value_dim)
+    all_lse = query.new_full((plan.num_tokens, num_heads), float("-inf"), dtype=torch.float32)
     for group in groups:
         part, lse = _attend_group(query, key_cache, value_cache, group, scale, softcap, window)
         _scatter(part.reshape(-1, num_heads, value_dim), out, group)
-        if all_lse is not None:
-            _scatter(lse.reshape(-1, num_heads), all_lse, group)
+        _scatter(lse.reshape(-1, num_heads).float(), all_lse, group)
     return out, all_lse
 
 

@@ -67,11 +67,7 @@ class TorchBackend:
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend sequence by sequence: in torch, parts and their merge cost more than a shared read saves."""
-        out, lse = paged_attention(
-            query, key_cache, value_cache, plan.ragged, scale=scale, softcap=softcap, window=window, with_lse=True
-        )
-        assert lse is not None
-        return out, lse
+        return paged_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up."""
@@ -88,8 +84,8 @@ class TorchBackend:
         return packed(x).to(dtype or x.dtype)
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
-        """Return table[index]."""
-        return table[index]
+        """Return the rows ``index`` of ``table``."""
+        return table.index_select(0, index)
 
     def capture(
         self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 
+from parrot_kernels.torch_backend import TorchBackend
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
-from parrot_workers.engine.model_loader import parse_dtype
+from parrot_workers.engine.models.model_config import parse_dtype
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput
 from parrot_workers.engine.torch_engine import TorchEngine
 
@@ -132,7 +133,7 @@ def test_no_gpu(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_dtypes() -> None:
-    assert parse_dtype("auto") == "auto"
+    assert parse_dtype("auto") is None
     assert parse_dtype("bfloat16") == parse_dtype(torch.bfloat16) == torch.bfloat16
 
 
@@ -183,17 +184,19 @@ def test_models_that_the_engine_does_not_run(tmp_path: Path, message: str) -> No
         TorchEngine(tmp_path)
 
 
-def test_a_model_whose_scores_we_do_not_reproduce(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from parrot_workers.engine import attention
+@pytest.mark.parametrize("path", ["fast", "general"])
+def test_a_model_whose_scores_we_do_not_reproduce(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    original = TorchBackend.paged_attention
 
-    original = attention.PagedStep.attend
-
-    def wrong_scale(self: Any, *args: Any, scale: float, **rest: Any) -> torch.Tensor:
+    def wrong_scale(self: Any, *args: Any, scale: float, **rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return original(self, *args, scale=scale * 2, **rest)
 
-    monkeypatch.setattr(attention.PagedStep, "attend", wrong_scale)
+    monkeypatch.setattr(TorchBackend, "paged_attention", wrong_scale)
+    monkeypatch.setenv("PARROT_MQ_KERNELS", "torch")
     with pytest.raises(ConfigError, match="does not reproduce"):
-        make_engine("llama")
+        make_engine("llama", path=path)
 
 
 def test_a_calibrated_cost_model(make_engine: MakeEngine) -> None:

@@ -212,6 +212,39 @@ def test_silu_mul(backend: Backend, dtype: torch.dtype, shape: tuple[int, ...]) 
     close(backend.silu_mul(transposed), gate * torch.sigmoid(gate) * up, dtype)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("rows", [1, 0, 40])
+def test_gather(backend: Backend, dtype: torch.dtype, rows: int) -> None:
+    table, index = torch.randn(30, 48).to(dtype), torch.randint(0, 30, (rows,))
+    out = backend.gather(table, index)
+    assert torch.equal(out, table[index])
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_gives_float32_on_demand(backend: Backend, dtype: torch.dtype) -> None:
+    weight, x = torch.randn(48, 32).to(dtype) / 6, torch.randn(3, 32).to(dtype)
+    packed = backend.pack_linear(weight)
+    assert backend.linear(x, packed).dtype == dtype
+    out = backend.linear(x, packed, torch.float32)
+    assert out.dtype == torch.float32
+    close(out, x.double() @ weight.double().T, dtype)
+    assert packed.nbytes == weight.nbytes
+
+
+@pytest.mark.parametrize("shape", ["block borders", "shared"])
+@pytest.mark.parametrize("share", [True, False])
+def test_padding_rows_see_nothing(backend: Backend, shape: str, share: bool) -> None:
+    case = AttentionCase(SHAPES[shape], (8, 2), 64, torch.float32)
+    tokens = len(case.query)
+    plan = AttentionPlan(case.query_lens, case.contexts, case.tables, num_rows=tokens + 2, share=share)
+    query = torch.cat([case.query, torch.full((2, 8, 64), 50.0)])
+    out, lse = backend.paged_attention(query, case.key_cache, case.value_cache, plan, scale=case.scale)
+    close(out[:tokens], case.expected()[0], torch.float32)
+    assert torch.equal(out[tokens:], torch.zeros(2, 8, 64))
+    assert bool(torch.isneginf(lse[tokens:]).all())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_special_values(variant: str) -> None:
     gate = torch.tensor([float("nan"), float("inf"), -float("inf"), 200.0, -200.0, 0.0])

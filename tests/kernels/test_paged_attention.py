@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from parrot_kernels import RaggedBatch, merge_attention, paged_attention, store_kv
+from parrot_kernels import BLOCK_SIZE, AttentionPlan, KernelInputError
+from parrot_kernels.merge import merge_attention
+from parrot_kernels.paged_attention import paged_attention
+from parrot_kernels.query_group import grouped
 
-BLOCK_SIZE = 16
 NUM_BLOCKS = 40
 
 
@@ -27,20 +29,22 @@ class Case:
         free = torch.randperm(NUM_BLOCKS).tolist()
         contexts = [cached + new for cached, new in lengths]
         tables = [[free.pop() for _ in range(-(-context // BLOCK_SIZE))] for context in contexts]
-        self.batch = RaggedBatch([new for _, new in lengths], contexts, tables, BLOCK_SIZE)
+        self.plan = AttentionPlan([new for _, new in lengths], contexts, tables)
         self.keys = [torch.randn(c, num_kv_heads, dims[0], dtype=dtype) for c in contexts]
         self.values = [torch.randn(c, num_kv_heads, dims[1], dtype=dtype) for c in contexts]
-        self.query = torch.randn(self.batch.num_tokens, num_heads, dims[0], dtype=dtype)
+        self.query = torch.randn(self.plan.num_tokens, num_heads, dims[0], dtype=dtype)
         # What lies in blocks and slots that nobody should see is large, so that seeing it shows.
         self.key_cache = torch.full((NUM_BLOCKS, num_kv_heads, BLOCK_SIZE, dims[0]), 50.0, dtype=dtype)
         self.value_cache = torch.full((NUM_BLOCKS, num_kv_heads, BLOCK_SIZE, dims[1]), 50.0, dtype=dtype)
-        everything = RaggedBatch(contexts, contexts, tables, BLOCK_SIZE)
-        store_kv(torch.cat(self.keys), torch.cat(self.values), self.key_cache, self.value_cache, everything)
+        for cache, parts in [(self.key_cache, self.keys), (self.value_cache, self.values)]:
+            for table, part in zip(tables, parts, strict=True):
+                for position, row in enumerate(part):
+                    cache[table[position // BLOCK_SIZE], :, position % BLOCK_SIZE] = row
 
     def dense(self, scale: float, softcap: float | None, window: int | None) -> tuple[Tensor, Tensor]:
         outs, lses = [], []
         row = 0
-        lengths = zip(self.batch.query_lens, self.batch.context_lens, self.keys, self.values, strict=True)
+        lengths = zip(self.plan.query_lens, self.plan.context_lens, self.keys, self.values, strict=True)
         for new, context, keys, values in lengths:
             fold = self.query.shape[1] // keys.shape[1]
             for position in range(context - new, context):
@@ -74,11 +78,10 @@ def test_against_dense_float64(lengths: list[tuple[int, int]], heads: tuple[int,
     case = Case(lengths, heads, (24, 24), torch.float32)
     for softcap, window in [(None, None), (3.0, None), (None, 9), (2.0, 40)]:
         out, lse = paged_attention(
-            case.query, case.key_cache, case.value_cache, case.batch,
-            scale=0.3, softcap=softcap, window=window, with_lse=True,
+            case.query, case.key_cache, case.value_cache, case.plan,
+            scale=0.3, softcap=softcap, window=window,
         )  # fmt: skip
         expected_out, expected_lse = case.dense(0.3, softcap, window)
-        assert lse is not None
         torch.testing.assert_close(out.double(), expected_out, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
 
@@ -87,9 +90,8 @@ def test_against_dense_float64(lengths: list[tuple[int, int]], heads: tuple[int,
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3), (torch.float64, 1e-6)])
 def test_dtypes_and_head_dims(dims: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     case = Case(SHAPES["everything"], (4, 2), dims, dtype)
-    out, lse = paged_attention(case.query, case.key_cache, case.value_cache, case.batch, scale=dims[0] ** -0.5)
-    assert out.dtype == dtype
-    assert lse is None
+    out, lse = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=dims[0] ** -0.5)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     expected, _ = case.dense(dims[0] ** -0.5, None, None)
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -98,27 +100,31 @@ def test_dense_path_cuts_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> N
     # The package's function of the same name hides the module from attribute access.
     monkeypatch.setattr(importlib.import_module("parrot_kernels.paged_attention"), "MAX_DENSE_SCORES", 500)
     case = Case([(30, 20), (60, 1), (50, 1)], (6, 2), (24, 24), torch.float32)
-    out, _ = paged_attention(case.query, case.key_cache, case.value_cache, case.batch, scale=0.3, softcap=3.0)
+    out, _ = paged_attention(case.query, case.key_cache, case.value_cache, case.plan, scale=0.3, softcap=3.0)
     torch.testing.assert_close(out.double(), case.dense(0.3, 3.0, None)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_store_kv_writes_only_its_slots() -> None:
-    cache = torch.zeros(4, 2, BLOCK_SIZE, 3)
-    batch = RaggedBatch([2, 1], [17, 5], [[3, 1], [2]], BLOCK_SIZE)
-    key = torch.arange(1.0, 1 + 3 * 2 * 3).view(3, 2, 3)
-    store_kv(key, key, cache, cache, batch)
-    expected = torch.zeros_like(cache)
-    expected[3, :, 15], expected[1, :, 0], expected[2, :, 4] = key[0], key[1], key[2]
-    assert torch.equal(cache, expected)
-    assert batch.slots.tolist() == [3 * 16 + 15, 16, 2 * 16 + 4]
+@pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES.keys())
+def test_padding_rows_see_nothing(lengths: list[tuple[int, int]]) -> None:
+    case = Case(lengths, (6, 2), (24, 24), torch.float32)
+    plan, num_tokens = case.plan, case.plan.num_tokens
+    padded = AttentionPlan(plan.query_lens, plan.context_lens, plan.block_tables, num_rows=num_tokens + 3)
+    query = torch.cat([case.query, torch.full((3, 6, 24), 50.0)])
+    out, lse = paged_attention(query, case.key_cache, case.value_cache, padded, scale=0.3)
+    torch.testing.assert_close(out[:num_tokens].double(), case.dense(0.3, None, None)[0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(out[num_tokens:], torch.zeros(3, 6, 24))
+    assert bool(torch.isneginf(lse[num_tokens:]).all())
+
+
+def test_a_batch_that_does_not_fit_its_rows() -> None:
+    with pytest.raises(KernelInputError, match="3 new tokens do not fit 2 rows"):
+        AttentionPlan([3], [3], [[0]], num_rows=2)
 
 
 def test_groups_cover_every_sequence_once_and_pad_little() -> None:
     lengths = [(i * 37 % 400, 1 + i * 13 % 100) for i in range(50)]
     contexts = [cached + new for cached, new in lengths]
-    tables = [list(range(-(-context // BLOCK_SIZE))) for context in contexts]
-    batch = RaggedBatch([new for _, new in lengths], contexts, tables, BLOCK_SIZE)
-    members = batch._split()
+    members = grouped([new for _, new in lengths], contexts)
     assert sorted(itertools.chain(*members)) == list(range(50))
     for group in members:
         group_contexts = [contexts[i] for i in group]

@@ -9,22 +9,13 @@
 
 #include <vector>
 
+#include "plan.h"
 #include "threads.h"
 #include "tiles.h"
 
 namespace parrot {
 
 constexpr float NOTHING = -INFINITY;
-
-// A step's pieces, as `PlanArrays` in Python.
-struct Plan {
-  const int32_t *first_key, *num_keys;      // [pieces]
-  const int32_t *block_start, *blocks;      // [pieces + 1], [...]
-  const int32_t *row_start, *rows, *parts;  // [pieces + 1], [entries]: the query row and its part (-1: it has one)
-  const int32_t *positions;                 // [tokens] of the query rows in their sequences
-  const int32_t *merge_rows, *merge_start;  // [merges], [merges + 1]: parts of a row, in the order of the keys
-  int64_t pieces, merges, parts_in_all;
-};
 
 // The tiles of rows of a plan's pieces, where a KV head has `fold` query heads.
 struct Tile {

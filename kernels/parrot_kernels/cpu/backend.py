@@ -101,16 +101,20 @@ class CpuBackend(TorchBackend):
             return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
         check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
         query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
-        cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
+        slots = slots.contiguous()
+        if (cos.shape[1] and not cos.stride(1) == sin.stride(1) == 1) or cos.stride(0) != sin.stride(0):
+            cos, sin = cos.contiguous(), sin.contiguous()
+        angles = [cos, sin] if cos.shape[1] else []
         _, heads, dim = query.shape
         num_blocks, kv_heads, block_size, value_dim = value_cache.shape
         out = self._empty(query, query.shape[1:], query.dtype)
         operation = Rope(
             query.data_ptr(), key.data_ptr(), value.data_ptr(), cos.data_ptr(), sin.data_ptr(), slots.data_ptr(),
             out.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(), query.stride(0), key.stride(0),
-            value.stride(0), cos.shape[1], heads, kv_heads, dim, value_dim, block_size, num_blocks * block_size,
+            value.stride(0), cos.stride(0), cos.shape[1], heads, kv_heads, dim, value_dim, block_size,
+            num_blocks * block_size,
         )  # fmt: skip
-        self._compute("rope", query.dtype, operation, [query, key, value, cos, sin, slots], [key_cache, value_cache])
+        self._compute("rope", query.dtype, operation, [query, key, value, slots, *angles], [key_cache, value_cache])
         return out
 
     def paged_attention(
@@ -222,12 +226,12 @@ class CpuBackend(TorchBackend):
         self, operation: Attention, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan
     ) -> None:
         check_plan(plan, query.shape[0], key_cache.shape[0])
-        native = NativePlan.of(plan)
+        native = NativePlan.of(self.library, plan)
         _, heads, dim = query.shape
-        part_out = torch.empty(native.parts_in_all, heads, dim)
-        part_lse = torch.empty(native.parts_in_all, heads)
+        num_parts = native.plan.num_parts
+        part_out, part_lse = torch.empty(num_parts, heads, dim), torch.empty(num_parts, heads)
         self.library.attend["attention" + SUFFIXES[query.dtype]](
-            ctypes.addressof(operation), ctypes.addressof(native), part_out.data_ptr(), part_lse.data_ptr(),
+            ctypes.addressof(operation), native.address, part_out.data_ptr(), part_lse.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
 

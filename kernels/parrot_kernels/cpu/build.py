@@ -23,8 +23,10 @@ from pathlib import Path
 from parrot_kernels.cpu.variant import Variant
 from parrot_kernels.errors import KernelBuildError
 
-SOURCES = ["attention.cpp", "elementwise.cpp", "program.cpp"]
-HEADERS = ["attention.h", "gemm.h", "linear.h", "program.h", "rows.h", "simd.h", "threads.h", "tiles.h"]
+SOURCES = ["attention.cpp", "elementwise.cpp", "plan.cpp", "program.cpp"]
+HEADERS = [
+    "attention.h", "gemm.h", "linear.h", "plan.h", "program.h", "rows.h", "simd.h", "threads.h", "tiles.h",
+]  # fmt: skip
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-shared"]
 COMPILE_TIMEOUT_S = 120.0
 LOCK_TIMEOUT_S = 150.0

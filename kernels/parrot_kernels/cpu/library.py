@@ -31,8 +31,8 @@ class RmsNorm(Operation):
 
 _ROPE_POINTERS = ("query", "key", "value", "cos", "sin", "slots", "out", "key_cache", "value_cache")
 _ROPE_SIZES = (
-    "query_stride", "key_stride", "value_stride", "half", "heads", "kv_heads", "dim", "value_dim", "block_size",
-    "num_slots",
+    "query_stride", "key_stride", "value_stride", "angle_stride", "half", "heads", "kv_heads", "dim", "value_dim",
+    "block_size", "num_slots",
 )  # fmt: skip
 
 
@@ -99,6 +99,9 @@ class Library:
                 for name in kinds + attentions
             }
             """By name: f(program, operation, symbol of the rows, kind, barrier after)."""
+            self.plan_new = _bind(library, "plan_new", address, address, address)
+            self.plan_free = _bind(library, "plan_free", None, address)
+            self.plan_get = _bind(library, "plan_get", address, address)
             self.program_new = _bind(library, "program_new", address)
             self.program_free = _bind(library, "program_free", None, address)
             self.program_run = _bind(library, "program_run", int_, address, INT64, INT64, address, int_)

@@ -15,7 +15,7 @@ struct Plan {
   const int32_t *row_start, *rows, *parts;  // [pieces + 1], [entries]: the query row and its part (-1: it has one)
   const int32_t *positions;                 // [tokens] of the query rows in their sequences
   const int32_t *merge_rows, *merge_start;  // [merges], [merges + 1]: parts of a row, in the order of the keys
-  int64_t pieces, merges, parts_in_all;
+  int64_t pieces, merges, num_parts;
 };
 
 // The step's sequences: sequence i's blocks are tables[table_start[i]] and on, its new tokens the last query_lens[i] of

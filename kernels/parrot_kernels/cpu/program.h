@@ -70,11 +70,11 @@ class AttentionStep final : public Step {
   }
 
   int64_t scratch_floats(const Run& run) const override {
-    return run.plan->parts_in_all * attention_.heads * (attention_.dim + 1);
+    return run.plan->num_parts * attention_.heads * (attention_.dim + 1);
   }
 
   void part(const Run& run, int thread) override {
-    float* part_lse = run.scratch + run.plan->parts_in_all * attention_.heads * attention_.dim;
+    float* part_lse = run.scratch + run.plan->num_parts * attention_.heads * attention_.dim;
     attention_.part({*run.plan, *tiles_, run.scratch, part_lse, taken_, run.barrier}, thread, run.threads);
   }
 

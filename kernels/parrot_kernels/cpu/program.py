@@ -81,7 +81,7 @@ class Program:
                 f"{self.max_picked}"
             )
         check_plan(plan, num_tokens, self._num_blocks)
-        native = ctypes.addressof(NativePlan.of(plan))
+        native = NativePlan.of(self._library, plan).address
         if self._library.program_run(self._program, num_tokens, num_picked, native, torch.get_num_threads()):
             raise KernelInputError("a slot outside the cache, or an index outside its table")
         return self._out[: num_tokens if self._out_rows is Rows.TOKENS else num_picked]

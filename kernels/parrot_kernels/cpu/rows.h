@@ -59,7 +59,7 @@ struct Rope {
   const float *cos, *sin;
   const int64_t* slots;
   T *out, *key_cache, *value_cache;
-  int64_t query_stride, key_stride, value_stride;  // from token to token; heads are contiguous
+  int64_t query_stride, key_stride, value_stride, angle_stride;  // from token to token; heads are contiguous
   int64_t half, heads, kv_heads, dim, value_dim, block_size, num_slots;
 
   int64_t width() const { return heads * dim + kv_heads * (dim + value_dim); }
@@ -76,7 +76,7 @@ struct Rope {
   }
 
   void token(int64_t n) const {
-    const float *c = cos + n * half, *s = sin + n * half;
+    const float *c = cos + n * angle_stride, *s = sin + n * angle_stride;
     for (int64_t h = 0; h < heads; ++h)
       rotate(query + n * query_stride + h * dim, out + (n * heads + h) * dim, c, s);
     if (slots[n] < 0) return;

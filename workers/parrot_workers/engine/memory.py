@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from parrot_mq.errors import ConfigError
-from parrot_workers.engine.attention import LayerShape
+from parrot_workers.engine.paged_cache import LayerShape
 
 CPU_BUDGET_BYTES = 512 * 1024 * 1024
 """The most a cache on a CPU gets unless told; untouched pages cost nothing."""

@@ -1,76 +1,49 @@
-"""One step of the model: a flat batch in, one row of logits for each sequence that samples out."""
+"""One step of the model: spans of sequences in, the logits that are wanted of them out."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from parrot_kernels import RaggedBatch
+from parrot_kernels import BLOCK_SIZE
 from parrot_mq.errors import ConfigError
-from parrot_workers.engine.attention import REMEDY, PagedCache, PagedStep, attention_backend
-from parrot_workers.engine.batch_scheduler import Chunk
-from parrot_workers.engine.model_loader import PROBE_LEN, LoadedModel
+from parrot_workers.engine.models.model import PROBE_LEN, REMEDY, Model
+from parrot_workers.engine.paged_cache import PagedCache
+from parrot_workers.engine.step_batch import Span, StepBuffers
 
 
 class ModelRunner:
-    """Runs chunks of sequences over the paged cache."""
+    """Runs up to ``max_num_tokens`` tokens a step over the paged cache; for ``buckets`` see ``StepBuffers``."""
 
-    def __init__(self, model: LoadedModel, cache: PagedCache) -> None:
+    def __init__(self, model: Model, cache: PagedCache, *, max_num_tokens: int, buckets: Iterable[int] = ()) -> None:
         self.model = model
         self.cache = cache
+        self._buffers = StepBuffers(max(max_num_tokens, 2 * PROBE_LEN), model.device, buckets=buckets)
 
-    def run(self, chunks: list[Chunk]) -> Tensor | None:
-        """Compute ``chunks``; return the logits [num_samples, vocab_size] of those that sample, in order, else None."""
-        tokens: list[int] = []
-        rows: list[int] = []
-        for chunk in chunks:
-            tokens += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens]
-            if chunk.samples:
-                rows.append(len(tokens) - 1)
-        logits = self.forward(
-            tokens,
-            [chunk.start for chunk in chunks],
-            [chunk.num_tokens for chunk in chunks],
-            [chunk.sequence.block_table for chunk in chunks],
-            rows or [len(tokens) - 1],
-        )
-        return logits if rows else None
+    def run(self, spans: Sequence[Span]) -> Tensor:
+        """Compute ``spans``; return float32 logits [sum of their num_rows, vocab_size], in their order."""
+        return self._run(self.model, spans)
 
     @torch.inference_mode()
-    def forward(
-        self, tokens: list[int], starts: list[int], lengths: list[int], tables: list[list[int]], rows: list[int]
-    ) -> Tensor:
-        """Run a flat batch: sequence i's tokens from position ``starts[i]`` on, ``lengths[i]`` of them.
-
-        Returns the logits of the flat ``rows``.
-        """
-        device = self.model.device
-        contexts = [start + length for start, length in zip(starts, lengths, strict=True)]
-        batch = RaggedBatch(lengths, contexts, tables, self.cache.block_size, device)
-        positions = [p for start, context in zip(starts, contexts, strict=True) for p in range(start, context)]
-        with attention_backend(PagedStep(self.cache, batch)):
-            return self.model.forward(
-                torch.tensor(tokens, device=device),
-                torch.tensor(positions, device=device),
-                torch.tensor(rows, device=device),
-            )
+    def _run(self, model: Model, spans: Sequence[Span]) -> Tensor:
+        logits = model.forward(self._buffers.fill(spans), self.cache)
+        return logits[: sum(span.num_rows for span in spans)]
 
     def verify(self) -> None:
-        """Check that the paged, chunked, mixed computation agrees with the model's own. Raises ConfigError.
+        """Check that the paged, chunked, mixed computation agrees with transformers' own. Raises ConfigError.
 
         Catches a model that counts positions by itself, mixes tokens outside attention, or changes the scores unseen.
         Overwrites the first blocks of the cache, so it is for a cache that nobody uses yet.
         """
-        ids: list[int] = self.model.probe_ids.tolist()
-        size, cut, half = self.cache.block_size, PROBE_LEN - 5, PROBE_LEN // 2
-        need = -(-PROBE_LEN // size)
+        probe = self.model.probe
+        ids, cut, half = probe.ids, PROBE_LEN - 5, PROBE_LEN // 2
+        need = -(-PROBE_LEN // BLOCK_SIZE)
         if self.cache.num_blocks < 2 * need:
             return
         ours, other = list(range(need)), list(range(need, 2 * need))
-        self.forward(ids[::-1][:half] + ids[:cut], [0, 0], [half, cut], [other, ours], [half - 1])
-        rest = PROBE_LEN - cut
-        logits = self.forward([*ids[cut:], ids[0]], [cut, half], [rest, 1], [ours, other], [rest - 1])
-        if not self.model.agrees(logits[0]):
-            raise ConfigError(
-                f"{self.model.name}: the torch engine's attention does not reproduce this model's: {REMEDY}"
-            )
+        self._run(probe.model, [Span(ids[::-1][:half], 0, 1, other), Span(ids[:cut], 0, 0, ours)])
+        logits = self._run(probe.model, [Span(ids[cut:], cut, 1, ours), Span(ids[:1], half, 1, other)])
+        if not probe.agrees(logits[0]):
+            raise ConfigError(f"{self.model.name}: the torch engine does not reproduce this model's logits: {REMEDY}")

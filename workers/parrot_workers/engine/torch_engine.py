@@ -7,29 +7,30 @@ from pathlib import Path
 
 import torch
 
+from parrot_kernels import BLOCK_SIZE
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import CostModel, SamplingParams
 from parrot_workers.engine import memory, offline
-from parrot_workers.engine.attention import PagedCache
 from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
 from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.calibration import calibrate as measure
-from parrot_workers.engine.model_loader import load_model
 from parrot_workers.engine.model_runner import ModelRunner
+from parrot_workers.engine.models.load import DEFAULT_MAX_MODEL_LEN, ModelPath, load_model
 from parrot_workers.engine.offline import Prompt
+from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.port import EngineSpec, EngineStats, FinishReason, SequenceInput, SequenceOutput
 from parrot_workers.engine.prompt import InvalidSequence, PromptEncoder, PromptLimits
 from parrot_workers.engine.sampler import sample
 from parrot_workers.engine.sequence import Sequence
+from parrot_workers.engine.step_batch import Span
 from parrot_workers.engine.tokenizer import load_tokenizer
-
-DEFAULT_MAX_MODEL_LEN = 8192
 
 
 class TorchEngine:
     """Any decoder-only model that transformers loads, with continuous batching and prefix caching.
 
-    ``model`` is a folder or an id; ``name`` what requests call it (default: the folder's name, or the id). The cache
+    ``model`` is a folder or an id; ``name`` what requests call it (default: the folder's name, or the id). ``path``
+    says who computes it: "fast" our own code for the Llama family, "general" transformers', "auto" what fits. The cache
     gets ``num_blocks`` blocks, or as many as ``kv_memory_bytes`` hold (default: see ``memory.budget_bytes``).
     ``max_num_batched_tokens`` bounds a step's tokens, so that a long prompt does not hold up running outputs.
     ``calibrate`` False keeps the default cost model and starts faster. Raises ConfigError, with a remedy, if the model
@@ -48,35 +49,37 @@ class TorchEngine:
         name: str = "",
         device: str = "cpu",
         dtype: str | torch.dtype = "auto",
+        path: str = ModelPath.AUTO,
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 512,
         kv_memory_bytes: int | None = None,
         num_blocks: int | None = None,
-        block_size: int = 16,
         max_model_len: int | None = None,
         num_threads: int | None = None,
         enable_prefix_caching: bool = True,
         calibrate: bool = True,
     ) -> None:
-        if max_num_seqs < 1 or block_size < 1 or max_num_batched_tokens < max_num_seqs:
+        if max_num_seqs < 1 or max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
-                f"max_num_seqs ({max_num_seqs}) and block_size ({block_size}) must be at least 1, and "
-                f"max_num_batched_tokens ({max_num_batched_tokens}) at least max_num_seqs, for each decodes a token"
+                f"max_num_seqs ({max_num_seqs}) must be at least 1, and max_num_batched_tokens "
+                f"({max_num_batched_tokens}) at least max_num_seqs, for each decodes a token"
             )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        loaded = load_model(str(model), device=_device(device), dtype=dtype)
+        loaded = load_model(str(model), device=_device(device), dtype=dtype, path=path, max_model_len=max_model_len)
         self.tokenizer = load_tokenizer(str(model))
         max_model_len = _max_model_len(max_model_len, loaded.max_len)
         num_blocks = num_blocks or memory.num_blocks(
             list(loaded.layers.values()),
             loaded.dtype,
-            block_size,
+            BLOCK_SIZE,
             kv_memory_bytes or memory.budget_bytes(loaded.device),
             max_num_tokens=max_num_seqs * max_model_len,
         )
         self._runner: ModelRunner | None = ModelRunner(
-            loaded, PagedCache(loaded.layers, num_blocks, block_size, loaded.dtype, loaded.device)
+            loaded,
+            PagedCache(loaded.layers, num_blocks, loaded.dtype, loaded.device),
+            max_num_tokens=max_num_batched_tokens,
         )
         self._runner.verify()
         cost = CostModel()
@@ -87,20 +90,20 @@ class TorchEngine:
                 max_num_tokens=max_num_batched_tokens,
                 max_model_len=max_model_len,
             )
-        self._blocks = BlockManager(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching)
+        self._blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
         self._scheduler = BatchScheduler(
             self._blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )
         eos_ids = loaded.eos_ids | ({self.tokenizer.eos_id} if self.tokenizer.eos_id is not None else set())
         self._encoder = PromptEncoder(
-            self.tokenizer, PromptLimits(loaded.vocab_size, max_model_len, num_blocks, block_size, eos_ids)
+            self.tokenizer, PromptLimits(loaded.vocab_size, max_model_len, num_blocks, BLOCK_SIZE, eos_ids)
         )
         self._spec = EngineSpec(
             model=name or (Path(model).name if Path(model).is_dir() else str(model)),
             kind="torch",
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
-            block_size=block_size,
+            block_size=BLOCK_SIZE,
             num_blocks=num_blocks,
             tokenizer_digest=self.tokenizer.digest,
             cost=cost,
@@ -149,9 +152,9 @@ class TorchEngine:
             return outputs
         assert self._runner is not None, "the engine is closed"
         try:
-            logits = self._runner.run(chunks)
+            logits = self._runner.run([_span(chunk) for chunk in chunks])
             sampled = [chunk.sequence for chunk in chunks if chunk.samples]
-            token_ids = sample(logits, sampled) if logits is not None else []
+            token_ids = sample(logits, sampled) if sampled else []
         except BaseException:
             # Blocks were published that may hold nothing: recompute everything rather than serve them.
             self._scheduler.restart()
@@ -249,6 +252,12 @@ class TorchEngine:
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=sequence.num_output_tokens,
         )
+
+
+def _span(chunk: Chunk) -> Span:
+    sequence, start = chunk.sequence, chunk.start
+    ids = sequence.token_ids[start : start + chunk.num_tokens]
+    return Span(ids, start, int(chunk.samples), sequence.block_table)
 
 
 def _device(device: str) -> torch.device:

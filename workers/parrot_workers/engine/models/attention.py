@@ -7,7 +7,6 @@ A model loaded with ``attn_implementation=NAME`` calls ``_forward`` in each atte
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -16,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-import parrot_kernels as kernels
+from parrot_kernels import Backend
 from parrot_mq.errors import ConfigError
+from parrot_workers.engine.models.model import REMEDY
+from parrot_workers.engine.paged_cache import LayerShape, PagedCache
+from parrot_workers.engine.step_batch import StepBatch
 
 NAME = "parrot_paged"
-REMEDY = "choose another model, or serve it by vLLM as an engine of kind openai"
 
 _UNSUPPORTED = frozenset({"s_aux", "position_bias", "head_mask", "alibi", "sinks"})
 """Arguments that change the scores in a way this engine does not compute."""
@@ -41,20 +42,6 @@ class AttentionBackend(Protocol):
         window: int | None,
     ) -> Tensor:
         """Return the attention's output [num_tokens, num_heads, value_dim]."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What a layer keeps per token, and how far back it looks (None: to the start)."""
-
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None = None
-
-    def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values per token."""
-        return self.num_kv_heads * (self.key_dim + self.value_dim) * dtype.itemsize
 
 
 class ShapeProbe:
@@ -81,31 +68,14 @@ class ShapeProbe:
         return query.new_zeros(*query.shape[:2], value.shape[2])
 
 
-class PagedCache:
-    """Keys and values of all layers in blocks: [num_blocks, num_kv_heads, block_size, head_dim] each."""
-
-    def __init__(
-        self, layers: dict[int, LayerShape], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        # Zeros, not empty: masked keys are read too, and 0 * NaN is NaN.
-        self.keys = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, block_size, shape.key_dim, dtype=dtype, device=device)
-            for layer, shape in layers.items()
-        }
-        self.values = {
-            layer: torch.zeros(num_blocks, shape.num_kv_heads, block_size, shape.value_dim, dtype=dtype, device=device)
-            for layer, shape in layers.items()
-        }
-
-
 class PagedStep:
     """The backend of one step: writes the new keys and values to the cache, then attends over it."""
 
-    def __init__(self, cache: PagedCache, batch: kernels.RaggedBatch) -> None:
-        self._cache = cache
+    def __init__(self, kernels: Backend, batch: StepBatch, cache: PagedCache) -> None:
+        self._kernels = kernels
         self._batch = batch
+        self._cache = cache
+        self._no_angles = torch.empty(batch.ids.shape[0], 0, device=batch.ids.device)
 
     def attend(
         self,
@@ -120,8 +90,12 @@ class PagedStep:
     ) -> Tensor:
         """Store ``key`` and ``value``, return the paged attention of ``query``."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        kernels.store_kv(key, value, keys, values, self._batch)
-        out, _ = kernels.paged_attention(query, keys, values, self._batch, scale=scale, softcap=softcap, window=window)
+        # Whatever position embedding there is, the model has applied it: nothing is left to rotate.
+        angles = self._no_angles
+        query = self._kernels.rope_and_store(query, key, value, angles, angles, self._batch.slots, keys, values)
+        out, _ = self._kernels.paged_attention(
+            query, keys, values, self._batch.plan, scale=scale, softcap=softcap, window=window
+        )
         return out
 
 

@@ -1,0 +1,144 @@
+"""The fast path: the Llama family, computed by the kernels alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parrot_kernels import Backend, backend_for
+from parrot_workers.engine.models.checkpoint import Checkpoint
+from parrot_workers.engine.models.llama_shape import LlamaShape
+from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights
+from parrot_workers.engine.models.model import Probe, probe_ids
+from parrot_workers.engine.models.model_config import eos_ids, longest
+from parrot_workers.engine.models.reference import first_layers_logits
+from parrot_workers.engine.models.rotary import rotary_tables
+from parrot_workers.engine.paged_cache import LayerShape, PagedCache
+from parrot_workers.engine.step_batch import StepBatch
+
+PROBE_LAYERS = 2
+"""Layers that are checked against transformers' code: it costs their memory, once, while the model is loaded."""
+
+
+class LlamaNetwork:
+    """The network alone: ``compute`` is a chain of calls of the backend's operations and of views of their results.
+
+    Nothing in it depends on the data, and what it reads are the weights, the cache and the step's buffers, so that it
+    can be recorded once (by a backend that records, or in a CUDA graph) and replayed.
+    """
+
+    def __init__(self, shape: LlamaShape, weights: LlamaWeights, cos: Tensor, sin: Tensor) -> None:
+        self.shape = shape
+        self.weights = weights
+        self.cos = cos
+        self.sin = sin
+
+    def compute(self, kernels: Backend, batch: StepBatch, cache: PagedCache) -> Tensor:
+        """Return float32 logits [len(batch.rows), vocab_size]."""
+        shape, weights, eps = self.shape, self.weights, self.shape.norm_eps
+        heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        cos, sin = kernels.gather(self.cos, batch.positions), kernels.gather(self.sin, batch.positions)
+        hidden = kernels.gather(weights.embedding, batch.ids)
+        normed = kernels.rms_norm(hidden, weights.layers[0].attention_norm, eps)
+        for number, layer in enumerate(weights.layers):
+            qkv = kernels.linear(normed, layer.qkv).view(-1, heads + 2 * kv_heads, dim)
+            query, key, value = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                query = kernels.rms_norm(query, layer.query_norm, eps)
+                key = kernels.rms_norm(key, layer.key_norm, eps)
+            # A layer without positions rotates no dimension.
+            half = cos.shape[1] if shape.rotates[number] else 0
+            keys, values = cache.keys[number], cache.values[number]
+            query = kernels.rope_and_store(query, key, value, cos[:, :half], sin[:, :half], batch.slots, keys, values)
+            attended, _ = kernels.paged_attention(
+                query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number]
+            )
+            added = kernels.linear(attended.view(-1, heads * dim), layer.output)
+            normed, hidden = kernels.add_rms_norm(added, hidden, layer.mlp_norm, eps)
+            added = kernels.linear(kernels.silu_mul(kernels.linear(normed, layer.gate_up)), layer.down)
+            if number + 1 < len(weights.layers):
+                normed, hidden = kernels.add_rms_norm(added, hidden, weights.layers[number + 1].attention_norm, eps)
+        added, hidden = kernels.gather(added, batch.rows), kernels.gather(hidden, batch.rows)
+        normed, _ = kernels.add_rms_norm(added, hidden, weights.norm, eps)
+        return kernels.linear(normed, weights.head, torch.float32)
+
+    def first_layers(self, count: int) -> LlamaNetwork:
+        """Return the network that ends after ``count`` layers; the weights are shared."""
+        weights = dataclasses.replace(self.weights, layers=self.weights.layers[:count])
+        return LlamaNetwork(self.shape, weights, self.cos, self.sin)
+
+
+@dataclasses.dataclass
+class LlamaModel:
+    """See ``Model``. ``probe_logits`` are those that transformers' first ``PROBE_LAYERS`` layers give for the probe."""
+
+    name: str
+    network: LlamaNetwork
+    kernels: Backend
+    device: torch.device
+    dtype: torch.dtype
+    max_len: int | None
+    eos_ids: frozenset[int]
+    probe_logits: Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        """The length of a row of logits."""
+        return self.network.shape.vocab_size
+
+    @property
+    def layers(self) -> dict[int, LayerShape]:
+        """What each layer keeps."""
+        shape = self.network.shape
+        return {
+            layer: LayerShape(shape.num_kv_heads, shape.head_dim, shape.head_dim, window)
+            for layer, window in enumerate(shape.windows)
+        }
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights and the rotary tables."""
+        network = self.network
+        return network.weights.nbytes + network.cos.nbytes + network.sin.nbytes
+
+    @property
+    def probe(self) -> Probe:
+        """Against the first layers of transformers' model."""
+        first = dataclasses.replace(self, network=self.network.first_layers(PROBE_LAYERS))
+        return Probe(probe_ids(self.vocab_size), self.probe_logits, first)
+
+    def forward(self, batch: StepBatch, cache: PagedCache) -> Tensor:
+        """Compute a step; see ``Model``."""
+        return self.network.compute(self.kernels, batch, cache)
+
+
+def load_llama(
+    checkpoint: Checkpoint,
+    config: Any,
+    shape: LlamaShape,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> LlamaModel:
+    """Load a model of which the engine runs at most ``max_model_len`` positions. Raises ConfigError."""
+    folder = checkpoint.folder
+    # First, for it is freed again before the weights come.
+    logits = first_layers_logits(folder, config, dtype, min(PROBE_LAYERS, shape.num_layers))
+    kernels = backend_for(device)
+    max_len = longest(config)
+    weights = LlamaReader(checkpoint, shape, kernels, dtype, device).read()
+    cos, sin = rotary_tables(config, shape.head_dim, min(max_model_len, max_len or max_model_len))
+    return LlamaModel(
+        name=str(folder),
+        network=LlamaNetwork(shape, weights, cos.to(device), sin.to(device)),
+        kernels=kernels,
+        device=device,
+        dtype=dtype,
+        max_len=max_len,
+        eos_ids=eos_ids(folder, config),
+        probe_logits=logits,
+    )

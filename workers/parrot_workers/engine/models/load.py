@@ -1,0 +1,91 @@
+"""From a folder or an id to a model: the fast path where it computes the model, else the general one."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parrot_mq.errors import ConfigError
+from parrot_workers.engine.free_memory import free_bytes
+from parrot_workers.engine.models.checkpoint import Checkpoint
+from parrot_workers.engine.models.general import GeneralModel
+from parrot_workers.engine.models.llama import load_llama
+from parrot_workers.engine.models.llama_shape import LlamaShape, NotLlama, llama_shape
+from parrot_workers.engine.models.model import Model
+from parrot_workers.engine.models.model_config import model_folder, parse_dtype, read_config
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_MODEL_LEN = 8192
+
+
+class ModelPath(enum.StrEnum):
+    """Who computes a model: AUTO is FAST where that path computes the model, else GENERAL."""
+
+    AUTO = "auto"
+    FAST = "fast"
+    GENERAL = "general"
+
+
+def load_model(
+    model: str,
+    *,
+    device: torch.device,
+    dtype: str | torch.dtype = "auto",
+    path: str = ModelPath.AUTO,
+    max_model_len: int | None = None,
+) -> Model:
+    """Load a model folder or id. Raises ConfigError, with a remedy, for anything the engine cannot run.
+
+    ``dtype`` "auto" is the checkpoint's own; ``max_model_len`` bounds the positions that will be computed.
+    """
+    if path not in list(ModelPath):
+        raise ConfigError(f"path {path!r} is none of {', '.join(ModelPath)}")
+    target = parse_dtype(dtype)
+    folder = model_folder(model)
+    config = read_config(folder)
+    checkpoint = Checkpoint(folder)
+    target = target or config.dtype or checkpoint.dtype
+    shape = _fast_shape(config, folder, path)
+    _require_memory(checkpoint, shape, target, device)
+    if shape is None:
+        return GeneralModel(folder, config, dtype=target, device=device)
+    return load_llama(
+        checkpoint, config, shape, dtype=target, device=device, max_model_len=max_model_len or DEFAULT_MAX_MODEL_LEN
+    )
+
+
+def _fast_shape(config: Any, folder: Path, path: str) -> LlamaShape | None:
+    """Return the shape for the fast path, None for the general one. Raises NotLlama if that is not what is wanted."""
+    if path == ModelPath.GENERAL:
+        return None
+    try:
+        return llama_shape(config)
+    except NotLlama as reason:
+        if path == ModelPath.FAST:
+            raise
+        logger.info("%s is computed by transformers' code: %s", folder, reason)
+        return None
+
+
+def _require_memory(checkpoint: Checkpoint, shape: LlamaShape | None, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ConfigError if the weights in ``dtype`` do not fit the memory that is free."""
+    elements = checkpoint.num_elements()
+    if shape is not None and shape.is_tied:
+        elements += shape.vocab_size * shape.hidden_size  # the head is packed, the embedding is not
+    needed, free = elements * dtype.itemsize, free_bytes(device)
+    if needed > free:
+        smaller = "dtype='bfloat16', " if dtype.itemsize > 2 else ""
+        raise ConfigError(
+            f"{checkpoint.folder} needs {needed / 2**30:.2f} GiB for its weights in {_short(dtype)}, but "
+            f"{free / 2**30:.2f} GiB are free on {device}: use {smaller}another device, or tensor_parallel_size over "
+            "several"
+        )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

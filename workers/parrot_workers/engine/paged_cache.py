@@ -1,0 +1,41 @@
+"""Keys and values of all layers, in blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from parrot_kernels import BLOCK_SIZE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a layer keeps per token, and how far back it looks (None: to the start)."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of keys and values per token."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim) * dtype.itemsize
+
+
+class PagedCache:
+    """Keys and values of all layers: [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim] each, never reallocated."""
+
+    def __init__(
+        self, layers: dict[int, LayerShape], num_blocks: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks = num_blocks
+        # Zeros, not empty: masked keys are read too, and 0 * NaN is NaN.
+        self.keys = {
+            layer: torch.zeros(num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.key_dim, dtype=dtype, device=device)
+            for layer, shape in layers.items()
+        }
+        self.values = {
+            layer: torch.zeros(num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.value_dim, dtype=dtype, device=device)
+            for layer, shape in layers.items()
+        }
