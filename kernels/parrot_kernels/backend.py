@@ -104,7 +104,10 @@ class Backend(Protocol):
         """Lay out ``weight`` [out_features, in_features] for ``linear``; the original may then be freed."""
 
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
-        """Return x @ weight.T + bias in ``dtype``: that of ``x`` (None), or float32, for logits."""
+        """Return x @ weight.T + bias [..., out_features] for ``x`` [..., in_features] of the weight's dtype.
+
+        ``dtype`` is x.dtype or float32: logits, say, that need not be rounded to bfloat16.
+        """
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype."""

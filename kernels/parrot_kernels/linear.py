@@ -1,61 +1,47 @@
-"""A linear layer whose weight is laid out once for the CPU's matrix kernels.
-
-The packing is oneDNN's, reached through two private operators of torch (as its own compiler does). Where they are
-missing, or refuse a dtype on this CPU, the weight stays as it is and ``torch.nn.functional.linear`` computes.
-"""
+"""A linear layer whose weight a backend has laid out for its own product."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parrot_kernels.errors import KernelInputError
 
-logger = logging.getLogger(__name__)
 
-
+@dataclasses.dataclass(frozen=True, eq=False)
 class PackedLinear:
-    """``x @ weight.T + bias`` for a fixed weight [out_features, in_features]; ``packed`` says which of the two ways."""
+    """``x @ weight.T + bias`` for a fixed weight: made by a backend's ``pack_linear``, computed by its ``linear``."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, pack: bool = True) -> None:
-        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-            raise KernelInputError(f"a weight {tuple(weight.shape)} with a bias of another shape, or not a matrix")
-        self.out_features, self.in_features = weight.shape
-        self.bias = bias
-        packed = _pack(weight) if pack and weight.device.type == "cpu" else None
-        self.packed = packed is not None
-        self._weight = weight if packed is None else packed
+    out_features: int
+    in_features: int
+    dtype: torch.dtype
+    """Of the weight, the bias and the input."""
+    data: Tensor
+    """The weight [out_features, in_features] as it was, or if ``packed`` the bytes of its panels."""
+    bias: Tensor | None
+    packed: bool
 
     @property
     def nbytes(self) -> int:
-        """Bytes that weight and bias take."""
-        biases = self.bias.nbytes if self.bias is not None else 0
-        return self.out_features * self.in_features * self._weight.dtype.itemsize + biases
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return [..., out_features] for ``x`` [..., in_features]."""
-        if self.packed:
-            if x.shape[-1] != self.in_features or x.dtype != self._weight.dtype:
-                raise KernelInputError(
-                    f"{x.dtype} {tuple(x.shape)} does not fit a weight of {self.in_features} columns"
-                )
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
-            return out
-        return F.linear(x, self._weight, self.bias)
+        """Bytes of weight and bias, padding included."""
+        return self.data.nbytes + (self.bias.nbytes if self.bias is not None else 0)
 
 
-def _pack(weight: Tensor) -> Tensor | None:
-    """Return ``weight`` in oneDNN's layout if this torch and this CPU compute with it, else None."""
-    if weight.dtype not in (torch.float32, torch.bfloat16) or 0 in weight.shape:
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
-        probe = torch.ones(1, weight.shape[1], dtype=weight.dtype)
-        torch.ops.mkldnn._linear_pointwise(probe, packed, None, "none", [], "")
-    except (AttributeError, RuntimeError, TypeError) as error:  # the operators are private: gone, changed or refused
-        logger.info("linear layers are not packed: %s", error)
-        return None
-    return packed
+def check_weight(weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ``KernelInputError`` unless ``weight`` is a matrix and ``bias`` fits it."""
+    if weight.ndim != 2 or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype)):
+        what = f"a bias {bias.dtype} {tuple(bias.shape)}" if bias is not None else "no bias"
+        raise KernelInputError(f"a weight {weight.dtype} {tuple(weight.shape)} and {what} make no linear layer")
+
+
+def check_input(x: Tensor, packed: PackedLinear, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of the result. Raises ``KernelInputError`` if ``x`` does not fit the layer."""
+    if x.ndim == 0 or x.shape[-1] != packed.in_features or x.dtype != packed.dtype:
+        raise KernelInputError(
+            f"{x.dtype} {tuple(x.shape)} does not fit a {packed.dtype} weight of {packed.in_features} columns"
+        )
+    if dtype not in (None, x.dtype, torch.float32):
+        raise KernelInputError(f"a linear layer of {x.dtype} gives {x.dtype} or torch.float32, not {dtype}")
+    return dtype or x.dtype

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.errors import KernelInputError
-from parrot_kernels.linear import PackedLinear
+from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.paged_attention import paged_attention
 
 if TYPE_CHECKING:
@@ -76,12 +76,17 @@ class TorchBackend:
         return (F.silu(gate) * up).to(gate_up.dtype)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Lay out a weight; oneDNN needs no compiler."""
-        return PackedLinear(weight, bias)
+        """Keep the weight as it is."""
+        check_weight(weight, bias)
+        out_features, in_features = weight.shape
+        return PackedLinear(out_features, in_features, weight.dtype, weight, bias, packed=False)
 
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
-        """Return x @ weight.T + bias."""
-        return packed(x).to(dtype or x.dtype)
+        """Return x @ weight.T + bias; a result in float32 has been rounded to x.dtype."""
+        dtype = check_input(x, packed, dtype)
+        if packed.packed:
+            raise KernelInputError("this layer was packed by the compiled backend: torch cannot compute with it")
+        return F.linear(x, packed.data, packed.bias).to(dtype)
 
     def gather(self, table: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` of ``table``."""

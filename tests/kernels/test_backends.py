@@ -13,6 +13,7 @@ from torch import Tensor
 
 from parrot_kernels import AttentionPlan, Backend, KernelInputError
 from parrot_kernels.cpu.backend import CpuBackend
+from parrot_kernels.cpu.build import HEADERS, SOURCES
 from parrot_kernels.cpu.variant import Variant, supported_variants
 from parrot_kernels.piecewise_attention import piecewise_attention
 from parrot_kernels.torch_backend import TorchBackend
@@ -229,7 +230,7 @@ def test_linear_gives_float32_on_demand(backend: Backend, dtype: torch.dtype) ->
     out = backend.linear(x, packed, torch.float32)
     assert out.dtype == torch.float32
     close(out, x.double() @ weight.double().T, dtype)
-    assert packed.nbytes == weight.nbytes
+    assert weight.nbytes <= packed.nbytes < 2 * weight.nbytes  # panels are padded
 
 
 @pytest.mark.parametrize("shape", ["block borders", "shared"])
@@ -305,4 +306,4 @@ def test_a_plan_covers_every_key_of_every_row_once() -> None:
 
 def test_sources_are_package_data() -> None:
     folder = Path(CpuBackend.__init__.__code__.co_filename).parent
-    assert {path.name for path in folder.iterdir()} >= {"attention.cpp", "elementwise.cpp", "simd.h", "tiles.h"}
+    assert {path.name for path in folder.iterdir()} >= {*SOURCES, *HEADERS}

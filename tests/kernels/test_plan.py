@@ -62,7 +62,9 @@ def test_any_batch(sequences: list[tuple[str, int, int]], padding: int, share: b
 
 def test_long_contexts_and_the_usual_shapes() -> None:
     shared = list(range(200))
-    check(AttentionPlan([1, 2, 40], [3000, 3100, 2900], [shared[:190], [*shared[:180], *range(300, 320)], shared[:185]]))
+    check(
+        AttentionPlan([1, 2, 40], [3000, 3100, 2900], [shared[:190], [*shared[:180], *range(300, 320)], shared[:185]])
+    )
     for shape in SHAPES.values():
         check(AttentionCase(shape, (1, 1), 64, torch.float32).plan())
 

@@ -19,8 +19,9 @@ from parrot_kernels.cpu.checks import check_attention, check_gate_up, check_gath
 from parrot_kernels.cpu.library import SUFFIXES, Attention, Gather, Library, Linear, Operation, RmsNorm, Rope, SiluMul
 from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.cpu.variant import Variant, supported_variants
+from parrot_kernels.cpu.weight_memory import WeightMemory
 from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
-from parrot_kernels.linear import PackedLinear
+from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class CpuBackend(TorchBackend):
             raise KernelBuildError(f"the compiled operations need a Linux on x86-64 whose CPU has {wanted}")
         self.variant = variant or supported[0]
         self.library = Library(build(self.variant))
+        self._weights = WeightMemory()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norm without a residual; rows of [tokens, dim] and [tokens, heads, dim] may be strided."""
@@ -174,22 +176,36 @@ class CpuBackend(TorchBackend):
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Keep the weight as it is."""
-        return PackedLinear(weight.contiguous(), bias, pack=False)
+        """Copy a float32 or bfloat16 weight into panels (see panels.h); its rows may be strided."""
+        if weight.dtype not in SUFFIXES:
+            return super().pack_linear(weight, bias)
+        check_weight(weight, bias)
+        out_features, in_features = weight.shape
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        suffix = SUFFIXES[weight.dtype]
+        data = self._weights.take(self.library.packed_bytes["packed_bytes" + suffix](out_features, in_features))
+        if weight.numel():
+            self.library.pack["pack" + suffix](
+                weight.data_ptr(), weight.stride(0), out_features, in_features, data.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        bias = bias.detach().clone(memory_format=torch.contiguous_format) if bias is not None else None
+        return PackedLinear(out_features, in_features, weight.dtype, data, bias, packed=True)
 
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
-        """Multiply [tokens, in_features]."""
-        weight = packed._weight
-        if x.dtype not in SUFFIXES or x.ndim != 2 or x.stride(1) != 1 or dtype not in (None, x.dtype, torch.float32):
-            return super().linear(x, packed, dtype)
-        out_dtype = dtype or x.dtype
-        out = self._empty(x, [packed.out_features], out_dtype)
+        """Multiply by the panels; rows of a matrix may be strided. A row's result depends on nothing but the row."""
+        if not packed.packed:
+            return super().linear(x, packed, dtype=dtype)
+        dtype = check_input(x, packed, dtype)
+        if x.ndim != 2 or x.stride(1) != 1:
+            flat = x.reshape(-1, packed.in_features).contiguous()
+            return self.linear(flat, packed, dtype).view(*x.shape[:-1], packed.out_features)
+        out = self._empty(x, [packed.out_features], dtype)
         operation = Linear(
-            x.data_ptr(), out.data_ptr(), weight.data_ptr(), packed.in_features, packed.out_features,
-            packed.bias.data_ptr() if packed.bias is not None else None, x.stride(0), out.stride(0),
+            x.data_ptr(), out.data_ptr(), packed.data.data_ptr(), packed.in_features, packed.out_features,
+            packed.bias.data_ptr() if packed.bias is not None else None, x.stride(0), packed.out_features,
         )  # fmt: skip
-        suffix = "" if out_dtype == x.dtype else SUFFIXES[out_dtype]
-        self._compute("linear", x.dtype, operation, [x], [packed], suffix)
+        self._compute("linear", x.dtype, operation, [x], [packed], "" if dtype == x.dtype else SUFFIXES[dtype])
         return out
 
     def capture(

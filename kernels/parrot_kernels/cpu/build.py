@@ -23,9 +23,10 @@ from pathlib import Path
 from parrot_kernels.cpu.variant import Variant
 from parrot_kernels.errors import KernelBuildError
 
-SOURCES = ["attention.cpp", "elementwise.cpp", "plan.cpp", "program.cpp"]
+SOURCES = ["attention.cpp", "elementwise.cpp", "gemm.cpp", "pack.cpp", "plan.cpp", "program.cpp"]
 HEADERS = [
-    "attention.h", "gemm.h", "linear.h", "plan.h", "program.h", "rows.h", "simd.h", "threads.h", "tiles.h",
+    "attention.h", "gemm.h", "linear.h", "panels.h", "plan.h", "program.h", "rows.h", "simd.h", "threads.h", "tiles.h",
+    "transpose.h",
 ]  # fmt: skip
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-shared"]
 COMPILE_TIMEOUT_S = 120.0

@@ -1,4 +1,4 @@
-"""What the compiled operations demand of their inputs: shapes, dtypes, layout. All raise ``KernelInputError``."""
+"""What the compiled operations demand of their tensors, for they trust the pointers. All raise ``KernelInputError``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,15 @@
-// x weight^T + bias. A stand-in with the contract's signature: `data` is the weight [out, in] as it is.
+// The linear layer: rows of x times a packed weight.
+//
+// Every output is one chain of multiply-adds over the inputs in their order, so that it is the same to the last bit
+// whatever rows come with it, wherever it lies, and however many threads there are.
 #pragma once
 
 #include "simd.h"
-#include "threads.h"
 
 namespace parrot {
 
+// A weight [out, in] as pack.cpp lays it out, at an address that is a multiple of 64. The memory is the caller's. bias
+// has `out` elements, or is null.
 template <class T>
 struct Packed {
   const void* data;
@@ -13,19 +17,10 @@ struct Packed {
   const T* bias;
 };
 
+// Thread `thread`'s share of out[rows, w.out] = x[rows, w.in] * weight^T + bias. T is float or bf16, Out is T or float.
+// All `threads` threads of a parallel region call it; there is no barrier inside. Strides are in elements.
 template <class T, class Out>
 void gemm_part(const T* x, int64_t x_stride, int64_t rows, const Packed<T>& w, Out* out, int64_t out_stride, int thread,
-               int threads) {
-  Share share(w.out, thread, threads);
-  for (int64_t n = share.first; n < share.last; ++n)
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* weight = static_cast<const T*>(w.data) + n * w.in;
-      vec sums = zero();
-      for (int64_t i = 0; i < w.in; i += LANES)
-        sums = fma(load_some(x + row * x_stride + i, w.in - i), load_some(weight + i, w.in - i), sums);
-      float value = sum(sums) + (w.bias ? sum(load_some(w.bias + n, 1)) : 0.0f);
-      store_some(out + row * out_stride + n, set(value), 1);
-    }
-}
+               int threads);
 
 }  // namespace parrot

@@ -99,6 +99,12 @@ class Library:
                 for name in kinds + attentions
             }
             """By name: f(program, operation, symbol of the rows, kind, barrier after)."""
+            names = [f"packed_bytes{suffix}" for suffix in SUFFIXES.values()]
+            self.packed_bytes = {name: _bind(library, name, INT64, INT64, INT64) for name in names}
+            """By name: f(out_features, in_features)."""
+            names = [f"pack{suffix}" for suffix in SUFFIXES.values()]
+            self.pack = {name: _bind(library, name, None, address, *[INT64] * 3, address, int_) for name in names}
+            """By name: f(weight, row stride, out_features, in_features, packed, threads)."""
             self.plan_new = _bind(library, "plan_new", address, address, address)
             self.plan_free = _bind(library, "plan_free", None, address)
             self.plan_get = _bind(library, "plan_get", address, address)

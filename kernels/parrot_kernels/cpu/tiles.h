@@ -4,6 +4,7 @@
 #pragma once
 
 #include "simd.h"
+#include "transpose.h"
 
 namespace parrot {
 
@@ -95,50 +96,9 @@ inline void copy_words(const bf16* from, uint32_t* to, int count) { std::memcpy(
 // Transpose the 16 rows of `words` words at `from` into 16 neighbouring columns of `to`, a matrix TILE_KEYS wide.
 template <class Word>
 inline void transpose_block(const Word* from, Word* to, int words) {
-#if defined(__AVX512F__)
-  for (int i = 0; i < words; i += 16) {
-    __m512i r[16], t[16];
-    for (int k = 0; k < 16; ++k) r[k] = _mm512_loadu_si512(from + k * words + i);
-    for (int k = 0; k < 16; k += 2) {
-      t[k] = _mm512_unpacklo_epi32(r[k], r[k + 1]);
-      t[k + 1] = _mm512_unpackhi_epi32(r[k], r[k + 1]);
-    }
-    for (int k = 0; k < 16; k += 4)
-      for (int h = 0; h < 2; ++h) {
-        r[k + 2 * h] = _mm512_unpacklo_epi64(t[k + h], t[k + h + 2]);
-        r[k + 2 * h + 1] = _mm512_unpackhi_epi64(t[k + h], t[k + h + 2]);
-      }
-    // r[4 q + j] holds, in its four 128-bit lanes l, column 4 l + j of rows 4 q to 4 q + 3.
-    for (int j = 0; j < 4; ++j) {
-      __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-      __m512i c = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd), d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-      t[j] = _mm512_shuffle_i32x4(a, b, 0x88);
-      t[8 + j] = _mm512_shuffle_i32x4(a, b, 0xdd);
-      t[4 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
-      t[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
-    }
-    for (int k = 0; k < 16; ++k) _mm512_storeu_si512(to + (i + k) * TILE_KEYS, t[k]);
-  }
-#else
-  for (int key = 0; key < BLOCK; key += 8)
-    for (int i = 0; i < words; i += 8) {
-      __m256 r[8], t[8];
-      for (int k = 0; k < 8; ++k) r[k] = _mm256_loadu_ps(from + (key + k) * words + i);
-      for (int k = 0; k < 8; k += 2) {
-        t[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
-        t[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
-      }
-      for (int k = 0; k < 8; k += 4)
-        for (int h = 0; h < 2; ++h) {
-          r[k + 2 * h] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0x44);
-          r[k + 2 * h + 1] = _mm256_shuffle_ps(t[k + h], t[k + h + 2], 0xee);
-        }
-      for (int j = 0; j < 4; ++j) {
-        _mm256_storeu_ps(to + (i + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x20));
-        _mm256_storeu_ps(to + (i + 4 + j) * TILE_KEYS + key, _mm256_permute2f128_ps(r[j], r[4 + j], 0x31));
-      }
-    }
-#endif
+  for (int key = 0; key < BLOCK; key += LANES)
+    for (int i = 0; i < words; i += LANES)
+      transpose_square(from + key * words + i, words, to + i * TILE_KEYS + key, TILE_KEYS);
 }
 
 // Pack a cache block's keys as 16 columns of a tile.

@@ -1,0 +1,134 @@
+// The linear layer; see gemm.h, and panels.h for the product itself.
+#include "gemm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <utility>
+
+#include "panels.h"
+
+using namespace parrot;
+
+namespace {
+
+constexpr int64_t BLOCK_BYTES = 512 << 10;  // of x: half of a second-level cache, the rest is for a panel
+
+// Memory of this thread for rows of x, kept from call to call.
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+  void* of(size_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = (bytes + 4095) / 4096 * 4096;
+      memory_ = std::aligned_alloc(64, size_);
+      if (memory_ == nullptr) std::abort();
+    }
+    return memory_;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t size_ = 0;
+};
+thread_local Scratch scratch;
+
+// Panels to take at once so that the sums are enough to keep the multipliers busy.
+constexpr int panels_for(int rows) {
+  if (LANES == 16) return rows <= 3 ? 4 : rows <= 6 ? 2 : 1;
+  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+}
+
+template <class W>
+using Kernel = void (*)(const typename W::x_word*, int64_t, const typename W::weight_word*, int64_t, float*);
+
+template <class W, int... ROWS>
+constexpr std::array<std::array<Kernel<W>, 2>, MAX_ROWS> kernels(std::integer_sequence<int, ROWS...>) {
+  return {{{multiply_panels<W, ROWS + 1, 1>, multiply_panels<W, ROWS + 1, panels_for(ROWS + 1)>}...}};
+}
+
+// By the number of rows less one, then for one panel or for panels_for(rows) of them.
+template <class W>
+constexpr auto KERNELS = kernels<W>(std::make_integer_sequence<int, MAX_ROWS>{});
+
+inline void copy_words(const float* x, int64_t in, float* words) { std::memcpy(words, x, in * sizeof(float)); }
+
+inline void copy_words(const bf16* x, int64_t in, PairPanel::x_word* words) {
+  if (in % 2 != 0) words[in / 2] = {};
+#if defined(__AVX512BF16__)
+  std::memcpy(words, x, in * sizeof(bf16));
+#else
+  auto* wide = reinterpret_cast<float*>(words);
+  for (int64_t i = 0; i < in; i += LANES) store_some(wide + i, load_some(x + i, in - i), in - i);
+#endif
+}
+
+// Rows of x as words: x itself where that will do, else copied.
+template <class W>
+struct Words {
+  const typename W::x_word* data;
+  int64_t stride;
+};
+
+template <class W, class T>
+Words<W> words_of(const T* x, int64_t x_stride, int64_t rows, int64_t in) {
+  using Word = typename W::x_word;
+  constexpr bool IS_SAME = sizeof(Word) == W::PER_WORD * sizeof(T);
+  if (IS_SAME && rows <= MAX_ROWS && in % W::PER_WORD == 0 && x_stride % W::PER_WORD == 0)
+    return {reinterpret_cast<const Word*>(x), x_stride / W::PER_WORD};
+  // Rows a line further apart than a power of two do not fight for the same lines of the cache.
+  int64_t stride = (depth_of<W>(in) * sizeof(Word) + 127) / 64 * 64 / sizeof(Word);
+  auto* words = static_cast<Word*>(scratch.of(rows * stride * sizeof(Word)));
+  for (int64_t r = 0; r < rows; ++r) copy_words(x + r * x_stride, in, words + r * stride);
+  return {words, stride};
+}
+
+template <class T, class Out>
+void finish(const float* sums, int64_t rows, int64_t width, int64_t columns, const T* bias, Out* out,
+            int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < columns; j += LANES) {
+      vec y = load(sums + r * width + j);
+      if (bias != nullptr) y = y + load_some(bias + j, columns - j);
+      store_some(out + r * out_stride + j, y, columns - j);
+    }
+}
+
+}  // namespace
+
+namespace parrot {
+
+template <class T, class Out>
+void gemm_part(const T* x, int64_t x_stride, int64_t rows, const Packed<T>& w, Out* out, int64_t out_stride, int thread,
+               int threads) {
+  using W = typename PanelOf<T>::type;
+  const int64_t depth = depth_of<W>(w.in), panels = num_panels(w.out);
+  const int64_t first = panels * thread / threads, last = panels * (thread + 1) / threads;
+  const auto* weights = static_cast<const typename W::weight_word*>(w.data);
+  const int64_t row_bytes = depth * sizeof(typename W::x_word);
+  const int64_t block = std::max<int64_t>(MAX_ROWS, BLOCK_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
+  alignas(64) float sums[MAX_ROWS * MAX_PANELS * PANEL];
+  for (int64_t row = 0; row < rows; row += block) {
+    const int64_t block_rows = std::min(block, rows - row);
+    const Words<W> a = words_of<W>(x + row * x_stride, x_stride, block_rows, w.in);
+    const int64_t tiles = (block_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t group = tiles == 1 ? panels_for(block_rows) : 1;
+    for (int64_t p = first, taken; p < last; p += taken) {
+      taken = p + group <= last ? group : 1;
+      const int64_t column = p * PANEL;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t begin = block_rows * t / tiles, tile = block_rows * (t + 1) / tiles - begin;
+        KERNELS<W>[tile - 1][taken > 1](a.data + begin * a.stride, a.stride, weights + p * depth * PANEL, depth, sums);
+        finish(sums, tile, taken * PANEL, std::min(taken * PANEL, w.out - column), w.bias ? w.bias + column : nullptr,
+               out + (row + begin) * out_stride + column, out_stride);
+      }
+    }
+  }
+}
+
+template void gemm_part(const float*, int64_t, int64_t, const Packed<float>&, float*, int64_t, int, int);
+template void gemm_part(const bf16*, int64_t, int64_t, const Packed<bf16>&, bf16*, int64_t, int, int);
+template void gemm_part(const bf16*, int64_t, int64_t, const Packed<bf16>&, float*, int64_t, int, int);
+
+}  // namespace parrot
