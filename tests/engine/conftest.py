@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from parrot_workers.engine.torch_engine import TorchEngine
+from tests.engine.families import FAST, GENERAL, VOCAB_SIZE
 
 SENTENCES = [
     "The parrot repeats what the queue has said, word for word.",
@@ -20,8 +22,7 @@ SENTENCES = [
     "hello world, hello there, hello again; the end of the line.\n",
     "def publish(message): return queue.push(message)\n",
 ]
-VOCAB_SIZE = 384
-MAX_LEN = 160
+SMALL = {"max_num_seqs": 8, "num_blocks": 256, "calibrate": False, "speculate": False}
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:
@@ -49,41 +50,16 @@ def save(folder: Path, model: Any, tokenizer: tokenizers.Tokenizer) -> Path:
     return folder
 
 
-def _llama() -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def _qwen3() -> Any:
-    config = transformers.Qwen3Config(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return transformers.Qwen3ForCausalLM(config)
-
-
-def _gpt2() -> Any:
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=MAX_LEN, bos_token_id=0, eos_token_id=1
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def _gemma2() -> Any:
-    """Alternating sliding windows, soft-capped scores, a scale of its own."""
-    config = transformers.Gemma2Config(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=MAX_LEN, bos_token_id=0, eos_token_id=1,
-        sliding_window=24, attn_logit_softcapping=2.0, query_pre_attn_scalar=16,
-    )  # fmt: skip
-    return transformers.Gemma2ForCausalLM(config)
-
-
-BUILDERS: dict[str, Callable[[], Any]] = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2, "gemma2": _gemma2}
+def randomize(model: Any, seed: int) -> Any:
+    """Give ``model`` float32 weights whose random outputs differ from token to token, norms and biases included."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.float().parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.25)
+            else:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,13 +77,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
     def folder(kind: str) -> Path:
         if kind not in folders:
-            torch.manual_seed(1 + sorted(BUILDERS).index(kind))
-            model = BUILDERS[kind]().float()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.ndim > 1:
-                        # Larger than an initialiser's, so that random outputs differ from token to token.
-                        parameter.normal_(0, 0.25)
+            model = randomize({**FAST, **GENERAL}[kind](), seed=zlib.crc32(kind.encode()))
             folders[kind] = save(tmp_path_factory.mktemp(kind) / kind, model, build_tokenizer())
         return folders[kind]
 
@@ -116,10 +86,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., TorchEngine]:
-    """Give ``engine(kind, **settings)``: a new engine, small and without calibration."""
+    """Give ``engine(kind, **settings)``: a new engine, small, without calibration or speculation."""
 
     def engine(kind: str = "llama", **settings: Any) -> TorchEngine:
-        return TorchEngine(model_folder(kind), **{"max_num_seqs": 8, "num_blocks": 256, "calibrate": False, **settings})
+        return TorchEngine(model_folder(kind), **{**SMALL, **settings})
 
     return engine
 

@@ -15,7 +15,7 @@ from parrot_mq.store.reader import engines
 from parrot_mq.store.server import RedisServer
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.sim import InstantClock, SimEngine
-from parrot_workers.worker import delivery
+from parrot_workers.worker import delivery, stepper
 
 PATIENCE_S = 30.0
 LONG = {"max_tokens": 400}
@@ -53,6 +53,27 @@ async def test_an_exception_in_a_step_ends_the_engine_and_the_request_runs_elsew
         await real_desk.dispatch(asked, worker.engine_id)
         assert await real_desk.value(asked) == "one two three"
         assert (await real_desk.request(asked)).attempt == 2
+
+
+@pytest.mark.redis
+async def test_an_idle_engine_whose_books_are_wrong_ends(
+    real_desk: Any, open_real: Any, short: StoreSettings, working: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepper, "POLL_S", 0.05)
+    engine = SimEngine(clock=InstantClock())
+
+    async def until_it_ends() -> None:
+        async with working(open_real, lambda: engine, store=short) as worker:
+            asked = await real_desk.ask("echo:one", dispatch_to=worker.engine_id)
+            assert await real_desk.value(asked) == "one"
+            engine._num_used_blocks += 1
+            await asyncio.sleep(PATIENCE_S)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await until_it_ends()
+    (error,) = raised.value.exceptions
+    assert isinstance(error, EngineFailed)
+    assert "1 blocks in use, running sequences have 0" in str(error)
 
 
 async def test_a_sequence_the_engine_gave_up_is_retried(desk: Any, open_store: Any, working: Any) -> None:

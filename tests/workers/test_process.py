@@ -226,6 +226,9 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "--max-num-seqs",
         "4",
         "--no-calibrate",
+        "--no-speculate",
+        "--profile",
+        "traces",
     ]
     engine_factory(parse_options(arguments))()
     ((model, options),) = made
@@ -235,6 +238,8 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "device": "cpu",
         "dtype": "auto",
         "calibrate": False,
+        "speculate": False,
+        "profile": "traces",
         "kv_memory_bytes": 2**29,
         "max_num_seqs": 4,
         "num_threads": spare_cores(),

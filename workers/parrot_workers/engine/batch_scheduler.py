@@ -8,17 +8,39 @@ from collections.abc import Iterator
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_workers.engine.block_manager import BlockManager
+from parrot_workers.engine.ngram_index import Draft
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
+from parrot_workers.engine.speculator import Speculator
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """``num_tokens`` tokens of ``sequence`` from ``start`` on; ``samples`` if its next token comes out of it."""
+    """``num_tokens`` tokens of ``sequence`` from ``start`` on, and the ``draft`` of what may follow them.
+
+    ``samples`` if the sequence's next token comes out of it: then each drafted token gives a row of logits too.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool
+    draft: Draft | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits wanted at its end."""
+        return self.samples * (1 + (len(self.draft.token_ids) if self.draft else 0))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What the model is given."""
+        token_ids = self.sequence.token_ids[self.start : self.start + self.num_tokens]
+        return token_ids + self.draft.token_ids if self.draft else token_ids
+
+    @property
+    def block_table(self) -> list[int]:
+        """Blocks of the sequence's keys and values."""
+        return self.sequence.block_table
 
 
 class BatchScheduler:
@@ -27,13 +49,22 @@ class BatchScheduler:
     Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
     sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
-    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later.
+    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``,
+    sequences that decode may get drafts, as far as budget and free blocks go.
     """
 
-    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        speculator: Speculator | None = None,
+    ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.speculator = speculator
         self.waiting: list[Sequence] = []
         """Sorted by ``Sequence.order``; preempted sequences wait here too."""
         self.running: list[Sequence] = []
@@ -57,6 +88,13 @@ class BatchScheduler:
         self.blocks.release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
+    def set_objective(self, sequence: Sequence, objective: ObjectiveKind) -> None:
+        """Move ``sequence`` to the place that another objective gives it."""
+        queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
+        queue.remove(sequence)
+        sequence.objective = objective
+        bisect.insort(queue, sequence, key=_order)
+
     def plan(self) -> list[Chunk]:
         """Return the next step's chunks, blocks allotted: at most one per sequence, within the token budget.
 
@@ -76,8 +114,12 @@ class BatchScheduler:
                 budget -= num_tokens
                 granted.append((sequence, num_tokens))
         # Only now: whoever was preempted above after its grant must not leave blocks in the cache that nobody computes.
-        chunks = [self._chunk(*grant) for grant in granted if grant[0].status is SequenceStatus.RUNNING]
-        return chunks if self.num_preemptions > num_preemptions else chunks + self._admit(budget)
+        granted = [grant for grant in granted if grant[0].status is SequenceStatus.RUNNING]
+        if self.num_preemptions > num_preemptions:
+            return [self._chunk(*grant) for grant in granted]
+        admitted = self._admit(budget)
+        drafts = self._draft(granted, budget - sum(chunk.num_tokens for chunk in admitted))
+        return [self._chunk(*grant, drafts.get(grant[0])) for grant in granted] + admitted
 
     def restart(self) -> None:
         """Forget all that was computed: every running sequence waits again, and the prefix cache is empty."""
@@ -113,10 +155,22 @@ class BatchScheduler:
         sequence.status = SequenceStatus.RUNNING
         bisect.insort(self.running, sequence, key=_order)
 
-    def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
+    def _draft(self, granted: list[tuple[Sequence, int]], budget: int) -> dict[Sequence, Draft]:
+        """Choose drafts for the decoding ones of ``granted``; they have the blocks for them."""
+        if self.speculator is None:
+            return {}
+        decoding = [sequence for sequence, _ in granted if sequence.num_uncomputed_tokens == 1]
+        drafts = self.speculator.choose(decoding, budget) if decoding else {}
+        return {
+            sequence: draft
+            for sequence, draft in drafts.items()
+            if self.blocks.grow(sequence, sequence.num_tokens + len(draft.token_ids))
+        }
+
+    def _chunk(self, sequence: Sequence, num_tokens: int, draft: Draft | None = None) -> Chunk:
         start = sequence.num_computed_tokens
         self.blocks.publish(sequence, start + num_tokens)
-        return Chunk(sequence, start, num_tokens, samples=start + num_tokens == sequence.num_tokens)
+        return Chunk(sequence, start, num_tokens, start + num_tokens == sequence.num_tokens, draft)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow ``sequence`` to ``num_tokens``, preempting others if need be; False if it was preempted itself."""
@@ -145,4 +199,4 @@ def _needs_more_than_one(sequence: Sequence) -> bool:
 
 
 def _expendable(sequence: Sequence) -> tuple[bool, int]:
-    return sequence.source.objective is ObjectiveKind.THROUGHPUT, sequence.arrival
+    return sequence.objective is ObjectiveKind.THROUGHPUT, sequence.arrival

@@ -85,6 +85,11 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_prefill_tokens: int = 0
     num_cached_tokens: int = 0
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+    """Tokens proposed by speculative decoding."""
+    num_accepted_tokens: int = 0
+    """Those of them that were right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,6 +130,9 @@ class Engine(Protocol):
 
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
+
+    def check(self) -> None:
+        """Raise AssertionError if its books are wrong; cheap enough to be called whenever it falls idle."""
 
     def close(self) -> None:
         """Free memory and end helper threads. Idempotent."""

@@ -14,14 +14,17 @@ NEVER = float("-inf")
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, sequences: list[Sequence]) -> list[int]:
-    """Return the next token id of each sequence; ``logits`` [num_seqs, vocab_size] are its rows and are overwritten.
+def sample(logits: Tensor, sequences: list[Sequence], depths: list[int] | None = None) -> list[int]:
+    """Return the next token id of each row; ``logits`` [num_rows, vocab_size] are overwritten.
 
-    Order: bias, penalties, minimum length, temperature, top-k, top-p, min-p (transformers' order), then arg-max, behind
-    Gumbel noise where the temperature is not 0. Greedy rows are exact arg-max of the logits as they are.
+    Row i belongs to ``sequences[i]``, ``depths[i]`` tokens (default 0) behind its last: rows of one sequence at depths
+    0, 1, ... verify a draft. Order: bias, penalties, minimum length, temperature, top-k, top-p, min-p (transformers'
+    order), then arg-max, behind Gumbel noise where the temperature is not 0. Greedy rows are exact arg-max of the
+    logits as they are.
     """
     if all(_is_plain(sequence) for sequence in sequences):
         return _to_list(logits.argmax(-1))
+    depths = depths or [0] * len(sequences)
     logits = logits.float()
     adjust(logits, sequences)
     rows = [row for row, sequence in enumerate(sequences) if not sequence.sampling.greedy]
@@ -29,24 +32,13 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[int]:
         sampled = [sequences[row] for row in rows]
         index = torch.tensor(rows, device=logits.device)
         chosen = warp(logits[index] if len(rows) < len(sequences) else logits, sampled)
-        keys = [(sequence.seed, sequence.num_output_tokens) for sequence in sampled]
+        keys = [(sequences[row].seed, sequences[row].num_output_tokens + depths[row]) for row in rows]
         logits[index] = chosen + gumbel_noise(keys, chosen.shape[1], chosen.device)
     return _to_list(logits.argmax(-1))
 
 
 def _is_plain(sequence: Sequence) -> bool:
-    return sequence.sampling.greedy and not _is_adjusted(sequence)
-
-
-def _is_adjusted(sequence: Sequence) -> bool:
-    sampling = sequence.sampling
-    return bool(
-        sampling.logit_bias
-        or sampling.repetition_penalty != 1
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sequence.num_output_tokens < sampling.min_tokens
-    )
+    return sequence.sampling.greedy and not sequence.is_adjusted
 
 
 def _to_list(ids: Tensor) -> list[int]:
@@ -57,7 +49,7 @@ def _to_list(ids: Tensor) -> list[int]:
 def adjust(logits: Tensor, sequences: list[Sequence]) -> None:
     """Apply biases, penalties and the minimum length, in place. Sequences without any keep their rows untouched."""
     for row, sequence in enumerate(sequences):
-        if _is_adjusted(sequence):
+        if sequence.is_adjusted:
             _adjust_row(logits[row], sequence)
 
 

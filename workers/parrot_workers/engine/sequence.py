@@ -7,6 +7,7 @@ import hashlib
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_workers.engine.detokenizer import Detokenizer
+from parrot_workers.engine.ngram_index import Draft, NgramIndex
 from parrot_workers.engine.port import FinishReason, SequenceInput
 
 _STRICTNESS = {kind: -index for index, kind in enumerate(ObjectiveKind)}
@@ -41,6 +42,7 @@ class Sequence:
     ) -> None:
         self.source = source
         self.sampling = source.sampling
+        self.objective = source.objective
         self.token_ids = list(prompt_ids)
         self.num_prompt_tokens = len(prompt_ids)
         self.detokenizer = detokenizer
@@ -61,6 +63,7 @@ class Sequence:
         self.num_cached_tokens = 0
         """Prompt tokens found in the prefix cache at the first admission."""
         self.was_admitted = False
+        self._ngrams: NgramIndex | None = None
 
     @property
     def id(self) -> str:
@@ -88,9 +91,34 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def is_adjusted(self) -> bool:
+        """Whether the next token's logits are changed by what came before, or by a bias."""
+        sampling = self.sampling
+        return bool(
+            sampling.logit_bias
+            or sampling.repetition_penalty != 1
+            or sampling.presence_penalty
+            or sampling.frequency_penalty
+            or self.num_output_tokens < sampling.min_tokens
+        )
+
+    @property
     def order(self) -> tuple[int, float, int]:
         """Sort key: the strictest objective first, then rank, then age."""
-        return _STRICTNESS[self.source.objective], self.source.rank, self.arrival
+        return _STRICTNESS[self.objective], self.source.rank, self.arrival
+
+    def draft(self, num_tokens: int) -> Draft | None:
+        """Return at most ``num_tokens`` tokens that may follow the next one's turn; None if there is nothing to go by.
+
+        Never more than the output may still have beyond its next token, and none while the logits depend on the
+        output itself.
+        """
+        room = self.max_output_tokens - self.num_output_tokens - 1
+        if room < 1 or self.is_adjusted:
+            return None
+        if self._ngrams is None:
+            self._ngrams = NgramIndex(self.token_ids)
+        return self._ngrams.draft(min(num_tokens, room))
 
     def append(self, token_id: int) -> str:
         """Take ``token_id`` as the next output token; return the text that became certain. May set ``finish``."""

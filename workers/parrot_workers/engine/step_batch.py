@@ -20,13 +20,13 @@ NOT_STORED = -1
 
 
 class Span(NamedTuple):
-    """Tokens ``ids`` of one sequence to compute, from position ``start`` on, with its blocks.
+    """Tokens of one sequence to compute, from position ``start`` on, with its blocks.
 
     The logits of the last ``num_rows`` of them are wanted: none amid a prompt, one where a token is sampled, more where
     guessed tokens are verified.
     """
 
-    ids: Sequence[int]
+    token_ids: Sequence[int]
     start: int
     num_rows: int
     block_table: Sequence[int]
@@ -70,9 +70,9 @@ class StepBuffers:
         rows: list[int] = []
         query_lens: list[int] = []
         context_lens: list[int] = []
-        for span_ids, start, num_rows, table in spans:
-            ids += span_ids
-            count = len(span_ids)
+        for token_ids, start, num_rows, table in spans:
+            ids += token_ids
+            count = len(token_ids)
             end = start + count
             if count == 1:
                 positions.append(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.errors import ConfigError
-from parrot_mq.messages import CostModel, SamplingParams
+from parrot_mq.messages import CostModel, ObjectiveKind, SamplingParams
 from parrot_workers.engine import memory, offline
 from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
 from parrot_workers.engine.block_manager import BlockManager
@@ -22,7 +23,10 @@ from parrot_workers.engine.port import EngineSpec, EngineStats, FinishReason, Se
 from parrot_workers.engine.prompt import InvalidSequence, PromptEncoder, PromptLimits
 from parrot_workers.engine.sampler import sample
 from parrot_workers.engine.sequence import Sequence
+from parrot_workers.engine.speculator import Speculator
 from parrot_workers.engine.step_batch import Span
+from parrot_workers.engine.step_profiler import StepProfiler
+from parrot_workers.engine.step_stats import Phase, PhaseClock, StepStats
 from parrot_workers.engine.tokenizer import load_tokenizer
 
 
@@ -33,8 +37,10 @@ class TorchEngine:
     says who computes it: "fast" our own code for the Llama family, "general" transformers', "auto" what fits. The cache
     gets ``num_blocks`` blocks, or as many as ``kv_memory_bytes`` hold (default: see ``memory.budget_bytes``).
     ``max_num_batched_tokens`` bounds a step's tokens, so that a long prompt does not hold up running outputs.
-    ``calibrate`` False keeps the default cost model and starts faster. Raises ConfigError, with a remedy, if the model
-    or a setting is wrong. One thread owns an engine; ``torch.set_num_threads`` is process-wide.
+    ``speculate`` lets sequences verify drafts copied from their own text where the cost model expects a gain; outputs
+    are the same either way. ``calibrate`` False keeps the default cost model and starts faster. ``profile`` is a folder
+    for a trace of some steps; ``on_step`` is called after each step with its statistics. Raises ConfigError, with a
+    remedy, if the model or a setting is wrong. One thread owns an engine; ``torch.set_num_threads`` is process-wide.
 
     Alone, without a service:
 
@@ -57,7 +63,10 @@ class TorchEngine:
         max_model_len: int | None = None,
         num_threads: int | None = None,
         enable_prefix_caching: bool = True,
+        speculate: bool = True,
         calibrate: bool = True,
+        profile: str | Path | None = None,
+        on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         if max_num_seqs < 1 or max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
@@ -91,8 +100,12 @@ class TorchEngine:
                 max_model_len=max_model_len,
             )
         self._blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
+        self._speculator = Speculator(cost) if speculate else None
         self._scheduler = BatchScheduler(
-            self._blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            self._blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            speculator=self._speculator,
         )
         eos_ids = loaded.eos_ids | ({self.tokenizer.eos_id} if self.tokenizer.eos_id is not None else set())
         self._encoder = PromptEncoder(
@@ -112,7 +125,9 @@ class TorchEngine:
         self._outputs: list[SequenceOutput] = []
         """What ``add`` and ``abort`` have to say; the next step returns it."""
         self._num_added = 0
-        self._num_generated = self._num_prefilled = 0
+        self._num_steps = self._num_generated = self._num_prefilled = self._num_drafted = self._num_accepted = 0
+        self._on_step = on_step
+        self._profiler = StepProfiler(profile) if profile is not None else None
 
     @property
     def spec(self) -> EngineSpec:
@@ -144,26 +159,51 @@ class TorchEngine:
             sequence.finish = FinishReason.ABORTED
             self._outputs.append(self._finished(sequence, (), sequence.detokenizer.flush()))
 
+    def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
+        """Give a sequence the place of another objective from the next step on. Unknown ids are ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self._scheduler.set_objective(sequence, objective)
+
     def step(self) -> list[SequenceOutput]:
         """Run one step and return what changed."""
         outputs, self._outputs = self._outputs, []
-        chunks = self._scheduler.plan()
+        clock = PhaseClock(traced=self._profiler is not None and self._profiler.is_recording)
+        before = self.stats()
+        with clock.measure(Phase.PLAN):
+            chunks = self._scheduler.plan()
         if not chunks:
             return outputs
-        assert self._runner is not None, "the engine is closed"
         try:
-            logits = self._runner.run([_span(chunk) for chunk in chunks])
-            sampled = [chunk.sequence for chunk in chunks if chunk.samples]
-            token_ids = sample(logits, sampled) if sampled else []
+            token_ids = self._compute(chunks, clock)
         except BaseException:
             # Blocks were published that may hold nothing: recompute everything rather than serve them.
             self._scheduler.restart()
             self._outputs = outputs
             raise
-        for chunk in chunks:
-            self._account(chunk)
-        outputs += [self._advance(*pair) for pair in zip(sampled, token_ids, strict=True)]
+        with clock.measure(Phase.POSTPROCESS):
+            for chunk in chunks:
+                self._account(chunk)
+                if chunk.samples:
+                    outputs.append(self._advance(chunk, [next(token_ids) for _ in range(chunk.num_rows)]))
+        self._num_steps += 1
+        if self._profiler is not None:
+            self._profiler.step()
+        if self._on_step is not None:
+            self._on_step(self._step_stats(chunks, before, clock))
         return outputs
+
+    def _compute(self, chunks: list[Chunk], clock: PhaseClock) -> Iterator[int]:
+        """Return the tokens that the rows of ``chunks`` sample, in order."""
+        assert self._runner is not None, "the engine is closed"
+        with clock.measure(Phase.MODEL):
+            spans = [Span(chunk.token_ids, chunk.start, chunk.num_rows, chunk.block_table) for chunk in chunks]
+            logits = self._runner.run(spans)
+        if not len(logits):
+            return iter(())
+        with clock.measure(Phase.SAMPLE):
+            sequences = [chunk.sequence for chunk in chunks for _ in range(chunk.num_rows)]
+            return iter(sample(logits, sequences, [depth for chunk in chunks for depth in range(chunk.num_rows)]))
 
     def stats(self) -> EngineStats:
         """Return a snapshot."""
@@ -176,6 +216,9 @@ class TorchEngine:
             num_generated_tokens=self._num_generated,
             num_prefill_tokens=self._num_prefilled,
             num_cached_tokens=self._scheduler.num_cached_tokens,
+            num_steps=self._num_steps,
+            num_draft_tokens=self._num_drafted,
+            num_accepted_tokens=self._num_accepted,
         )
 
     def has_work(self) -> bool:
@@ -193,6 +236,8 @@ class TorchEngine:
         self._sequences.clear()
         self._outputs.clear()
         self._runner = None
+        if self._profiler is not None:
+            self._profiler.close()
 
     def generate(
         self,
@@ -221,9 +266,41 @@ class TorchEngine:
         if chunk.start < sequence.num_prompt_tokens or chunk.num_tokens > 1:
             self._num_prefilled += chunk.num_tokens
 
-    def _advance(self, sequence: Sequence, token_id: int) -> SequenceOutput:
-        self._num_generated += 1
-        return self._output(sequence, (token_id,), sequence.append(token_id))
+    def _advance(self, chunk: Chunk, token_ids: list[int]) -> SequenceOutput:
+        """Take the sampled tokens as far as the draft before them was right."""
+        sequence, drafted = chunk.sequence, chunk.draft.token_ids if chunk.draft else []
+        taken, text = [], ""
+        for depth, token_id in enumerate(token_ids):
+            taken.append(token_id)
+            text += sequence.append(token_id)
+            if sequence.finish is not None or depth == len(drafted) or token_id != drafted[depth]:
+                break
+        self._num_generated += len(taken)
+        if chunk.draft is not None:
+            num_accepted = len(taken) - 1
+            sequence.num_computed_tokens += num_accepted
+            self._num_drafted += len(drafted)
+            self._num_accepted += num_accepted
+            if self._speculator is not None:
+                self._speculator.observe(chunk.draft, taken)
+        return self._output(sequence, tuple(taken), text)
+
+    def _step_stats(self, chunks: list[Chunk], before: EngineStats, clock: PhaseClock) -> StepStats:
+        after = self.stats()
+        num_decoded = sum(1 for chunk in chunks if chunk.num_tokens == 1)
+        return StepStats(
+            num_running=after.num_running,
+            num_waiting=after.num_waiting,
+            num_free_blocks=after.num_free_blocks,
+            num_decode_tokens=num_decoded,
+            num_prefill_tokens=sum(chunk.num_tokens for chunk in chunks) - num_decoded,
+            num_cached_tokens=after.num_cached_tokens - before.num_cached_tokens,
+            num_draft_tokens=after.num_draft_tokens - before.num_draft_tokens,
+            num_accepted_tokens=after.num_accepted_tokens - before.num_accepted_tokens,
+            num_generated_tokens=after.num_generated_tokens - before.num_generated_tokens,
+            num_preemptions=after.num_preemptions - before.num_preemptions,
+            seconds=clock.seconds,
+        )
 
     def _output(self, sequence: Sequence, token_ids: tuple[int, ...], text: str) -> SequenceOutput:
         if sequence.finish is not None:
@@ -252,12 +329,6 @@ class TorchEngine:
             num_cached_tokens=sequence.num_cached_tokens,
             num_output_tokens=sequence.num_output_tokens,
         )
-
-
-def _span(chunk: Chunk) -> Span:
-    sequence, start = chunk.sequence, chunk.start
-    ids = sequence.token_ids[start : start + chunk.num_tokens]
-    return Span(ids, start, int(chunk.samples), sequence.block_table)
 
 
 def _device(device: str) -> torch.device:

@@ -145,6 +145,11 @@ class SimEngine:
         """Whether ``step`` would do anything."""
         return bool(self._running or self._waiting or self._unsaid)
 
+    def check(self) -> None:
+        """Raise AssertionError if the blocks in use are not those of the running sequences."""
+        held = sum(sequence.num_blocks for sequence in self._running.values())
+        assert held == self._num_used_blocks, f"{self._num_used_blocks} blocks in use, running sequences have {held}"
+
     def close(self) -> None:
         """Forget everything."""
         self._waiting.clear()

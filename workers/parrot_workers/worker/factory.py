@@ -48,6 +48,7 @@ def spare_cores() -> int:
 def _torch(options: Options) -> Engine:
     import torch
 
+    from parrot_workers.engine.step_log import StepLog
     from parrot_workers.engine.torch_engine import TorchEngine
 
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -57,6 +58,8 @@ def _torch(options: Options) -> Engine:
         "max_model_len": options.max_model_len,
         "kv_memory_bytes": round(options.kv_memory_gib * 2**30) if options.kv_memory_gib else None,
         "num_threads": options.num_threads or (spare_cores() if device == "cpu" else None),
+        "profile": options.profile,
+        "on_step": StepLog(options.step_log) if options.step_log else None,
     }
     engine: Engine = TorchEngine(
         options.model,
@@ -64,6 +67,7 @@ def _torch(options: Options) -> Engine:
         device=device,
         dtype=options.dtype,
         calibrate=options.calibrate,
+        speculate=options.speculate,
         **{name: value for name, value in given.items() if value is not None},
     )
     return engine

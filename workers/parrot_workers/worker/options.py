@@ -39,6 +39,9 @@ class Options:
     kv_memory_gib: float | None
     num_threads: int | None
     calibrate: bool
+    speculate: bool
+    profile: str | None
+    step_log: str | None
     drain_timeout_s: float | None
     instant: bool
     mean_output_tokens: int
@@ -115,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
     add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
+    add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")
+    add("--profile", metavar="FOLDER", help="write a trace of some steps by torch's profiler, to open in Perfetto")
+    add("--step-log", metavar="FILE", help="append a line of JSON with sizes and times of each step")
     add("--drain-timeout-s", type=float, metavar="S", help="how long requests may go on after SIGTERM")
     add("--verbose", action="store_true", help="log more, and show the traceback of an error")
     sim = parser.add_argument_group("simulated engines")

@@ -122,7 +122,11 @@ class StepThread:
             self._post(Failed(error))
 
     def _obey(self, engine: Engine) -> bool:
-        """Apply all commands, waiting for one while there is nothing to do; False: end."""
+        """Apply all commands, waiting for one while there is nothing to do; False: end.
+
+        An engine that stays idle is checked once: one whose books are wrong must not answer anything more.
+        """
+        is_checked = False
         while not self._closing.is_set():
             try:
                 if engine.has_work():
@@ -133,6 +137,9 @@ class StepThread:
             except queue.Empty:
                 if engine.has_work():
                     return True
+                if not is_checked:
+                    engine.check()
+                    is_checked = True
                 continue
             if command is not None:
                 command(engine)

@@ -34,7 +34,6 @@ class Checkpoint:
         self._files = _find_files(folder)
         self._open: dict[str, Any] = {}
         self._stack = contextlib.ExitStack()
-        self._names_read: set[str] = set()
         self._headers = {name: self._header(name) for name in self._files}
         self.release()
 
@@ -57,26 +56,28 @@ class Checkpoint:
         names = [name] if name is not None else list(self._headers)
         return sum(math.prod(self._headers[name][0]) for name in names)
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        *,
-        rows: slice = slice(None),
-        columns: slice | None = None,
-    ) -> Tensor:
-        """Return a copy of a tensor of ``shape``, or of some of its rows and columns, in ``dtype``."""
-        if name not in self._headers:
-            raise ConfigError(f"{self.folder} lacks the tensor {name} {list(shape)} that its config.json asks for")
-        found, kind = self._headers[name]
-        if tuple(found) != shape:
-            raise ConfigError(
-                f"{self.folder}: the tensor {name} has the shape {found}, its config.json asks for {list(shape)}"
-            )
-        if kind not in _DTYPES:
-            raise ConfigError(f"{self.folder}: the tensor {name} is of dtype {kind}, which is none of {list(_DTYPES)}")
-        self._names_read.add(name)
+    def require(self, expected: dict[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
+        """Raise ConfigError unless it holds the tensors ``expected`` (shapes by name) and no other.
+
+        What ends with one of ``ignored`` may be there too.
+        """
+        for name, shape in expected.items():
+            if name not in self._headers:
+                raise ConfigError(f"{self.folder} lacks the tensor {name} {list(shape)} that its config.json asks for")
+            found, kind = self._headers[name]
+            if tuple(found) != shape:
+                raise ConfigError(
+                    f"{self.folder}: the tensor {name} has the shape {found}, its config.json asks for {list(shape)}"
+                )
+            if kind not in _DTYPES:
+                raise ConfigError(f"{self.folder}: the tensor {name} is of dtype {kind}, none of {', '.join(_DTYPES)}")
+        endings = tuple(ignored)
+        rest = sorted(name for name in self._headers.keys() - expected.keys() if not name.endswith(endings))
+        if rest:
+            raise ConfigError(f"{self.folder} holds tensors that its config.json does not speak of: {listed(rest)}")
+
+    def read(self, name: str, dtype: torch.dtype, *, rows: slice = slice(None), columns: slice | None = None) -> Tensor:
+        """Return a copy of a tensor, or of some of its rows and columns, in ``dtype``."""
         lazy = self._handle(name).get_slice(name)
         part: Tensor = lazy[rows] if columns is None else lazy[rows, columns]
         return part.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
@@ -85,14 +86,6 @@ class Checkpoint:
         """Unmap the files; they are mapped again when they are read."""
         self._open.clear()
         self._stack.close()
-
-    def require_all_read(self, ignored: Iterable[str] = ()) -> None:
-        """Raise ConfigError if it holds tensors that nobody read, but those that end with one of ``ignored``."""
-        endings = tuple(ignored)
-        rest = sorted(name for name in self._headers.keys() - self._names_read if not name.endswith(endings))
-        if rest:
-            named = ", ".join(rest[:_MAX_NAMED]) + (f" and {len(rest) - _MAX_NAMED} more" * (len(rest) > _MAX_NAMED))
-            raise ConfigError(f"{self.folder} holds tensors that its config.json does not speak of: {named}")
 
     def _header(self, name: str) -> tuple[list[int], str]:
         try:
@@ -111,8 +104,16 @@ class Checkpoint:
         return self._open[file]
 
 
+def listed(names: list[str]) -> str:
+    """Return ``names`` as text, the first few of many."""
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")
+
+
 def _find_files(folder: Path) -> dict[str, str]:
-    """Return the file of each tensor."""
+    """Return the file of each tensor: the single file goes before an index, as in transformers."""
+    if (folder / SINGLE_FILE).is_file():
+        with _open(folder / SINGLE_FILE) as file:
+            return dict.fromkeys(file.keys(), SINGLE_FILE)
     if (folder / INDEX_FILE).is_file():
         try:
             files: dict[str, str] = dict(json.loads((folder / INDEX_FILE).read_text())["weight_map"])
@@ -122,9 +123,6 @@ def _find_files(folder: Path) -> dict[str, str]:
         if missing:
             raise ConfigError(f"{folder} lacks {', '.join(missing)}: copy or download the model again")
         return files
-    if (folder / SINGLE_FILE).is_file():
-        with _open(folder / SINGLE_FILE) as file:
-            return dict.fromkeys(file.keys(), SINGLE_FILE)
     if any(next(folder.glob(pattern), None) for pattern in _PICKLED):
         raise ConfigError(
             f"{folder} holds pickled weights, which can run any code when they are loaded: convert them where you "

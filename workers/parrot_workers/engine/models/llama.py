@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend, backend_for
+from parrot_workers.engine.free_memory import give_back
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
-from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights
+from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights, llama_tensors
 from parrot_workers.engine.models.model import Probe, probe_ids
 from parrot_workers.engine.models.model_config import eos_ids, longest
 from parrot_workers.engine.models.reference import first_layers_logits
@@ -126,8 +127,11 @@ def load_llama(
 ) -> LlamaModel:
     """Load a model of which the engine runs at most ``max_model_len`` positions. Raises ConfigError."""
     folder = checkpoint.folder
+    head = ["lm_head.weight"] if shape.is_tied else []
+    checkpoint.require(llama_tensors(shape), ignored=["rotary_emb.inv_freq", *head])
     # First, for it is freed again before the weights come.
     logits = first_layers_logits(folder, config, dtype, min(PROBE_LAYERS, shape.num_layers))
+    give_back()
     kernels = backend_for(device)
     max_len = longest(config)
     weights = LlamaReader(checkpoint, shape, kernels, dtype, device).read()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend, PackedLinear
+from parrot_workers.engine.free_memory import give_back
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 
@@ -51,8 +52,39 @@ class LlamaWeights:
         return layers + self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
 
 
+def llama_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, by name, of the tensors that a checkpoint of this shape must hold."""
+    hidden, inner, dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
+    heads, keys = shape.num_heads * dim, shape.num_kv_heads * dim
+    if shape.is_fused:
+        qkv, gate_up = {"qkv_proj": heads + 2 * keys}, {"gate_up_proj": 2 * inner}
+    else:
+        qkv, gate_up = {"q_proj": heads, "k_proj": keys, "v_proj": keys}, {"gate_proj": inner, "up_proj": inner}
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}
+    for layer in range(shape.num_layers):
+        prefix = f"model.layers.{layer}"
+        tensors[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        tensors[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+        if shape.has_head_norms:
+            tensors[f"{prefix}.self_attn.q_norm.weight"] = tensors[f"{prefix}.self_attn.k_norm.weight"] = (dim,)
+        for part, outs, in_features, has_bias in [
+            ("self_attn", qkv, hidden, shape.has_qkv_bias),
+            ("self_attn", {"o_proj": hidden}, heads, shape.has_output_bias),
+            ("mlp", gate_up, hidden, shape.has_mlp_bias),
+            ("mlp", {"down_proj": hidden}, inner, shape.has_mlp_bias),
+        ]:
+            for name, out_features in outs.items():
+                tensors[f"{prefix}.{part}.{name}.weight"] = (out_features, in_features)
+                if has_bias:
+                    tensors[f"{prefix}.{part}.{name}.bias"] = (out_features,)
+    tensors["model.norm.weight"] = (hidden,)
+    if not shape.is_tied:
+        tensors["lm_head.weight"] = (shape.vocab_size, hidden)
+    return tensors
+
+
 class LlamaReader:
-    """Reads a checkpoint into ``LlamaWeights`` in ``dtype`` on ``device``; see ``Checkpoint`` for what it raises."""
+    """Reads a checkpoint that holds ``llama_tensors`` into ``LlamaWeights`` in ``dtype`` on ``device``."""
 
     def __init__(
         self, checkpoint: Checkpoint, shape: LlamaShape, kernels: Backend, dtype: torch.dtype, device: torch.device
@@ -64,47 +96,42 @@ class LlamaReader:
         self._device = device
 
     def read(self) -> LlamaWeights:
-        """Read everything; the checkpoint must hold nothing else."""
-        shape = self._shape
-        matrix = (shape.vocab_size, shape.hidden_size)
-        embedding = self._tensor("model.embed_tokens.weight", matrix)
-        layers = tuple(self._layer(layer) for layer in range(shape.num_layers))
-        norm = self._tensor("model.norm.weight", (shape.hidden_size,))
-        head = self._kernels.pack_linear(embedding if shape.is_tied else self._tensor("lm_head.weight", matrix))
-        self._checkpoint.release()
-        ignored = ["rotary_emb.inv_freq", *(["lm_head.weight"] if shape.is_tied else [])]
-        self._checkpoint.require_all_read(ignored)
+        """Read everything."""
+        # The head first: what is read and not yet packed is then never more than it while little else is there, and
+        # never more than one layer later on.
+        embedding = self._tensor("model.embed_tokens.weight")
+        head = self._kernels.pack_linear(embedding if self._shape.is_tied else self._tensor("lm_head.weight"))
+        norm = self._tensor("model.norm.weight")
+        self._release()
+        layers = tuple(self._layer(f"model.layers.{layer}") for layer in range(self._shape.num_layers))
         return LlamaWeights(embedding, layers, norm, head)
 
-    def _layer(self, layer: int) -> LlamaLayer:
-        shape, prefix = self._shape, f"model.layers.{layer}"
-        hidden, inner, head_dim = shape.hidden_size, shape.intermediate_size, shape.head_dim
-        heads, keys = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        has_norms = shape.has_head_norms
-        if shape.is_fused:
-            qkv_parts, mlp_parts = {"qkv_proj": heads + 2 * keys}, {"gate_up_proj": 2 * inner}
-        else:
-            qkv_parts = {"q_proj": heads, "k_proj": keys, "v_proj": keys}
-            mlp_parts = {"gate_proj": inner, "up_proj": inner}
+    def _layer(self, prefix: str) -> LlamaLayer:
+        shape, attention, mlp = self._shape, f"{prefix}.self_attn", f"{prefix}.mlp"
+        qkv = ["qkv_proj"] if shape.is_fused else ["q_proj", "k_proj", "v_proj"]
+        gate_up = ["gate_up_proj"] if shape.is_fused else ["gate_proj", "up_proj"]
         read = LlamaLayer(
-            attention_norm=self._tensor(f"{prefix}.input_layernorm.weight", (hidden,)),
-            qkv=self._linear(attention, qkv_parts, hidden, shape.has_qkv_bias),
-            query_norm=self._tensor(f"{attention}.q_norm.weight", (head_dim,)) if has_norms else None,
-            key_norm=self._tensor(f"{attention}.k_norm.weight", (head_dim,)) if has_norms else None,
-            output=self._linear(attention, {"o_proj": hidden}, heads, shape.has_output_bias),
-            mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight", (hidden,)),
-            gate_up=self._linear(mlp, mlp_parts, hidden, shape.has_mlp_bias),
-            down=self._linear(mlp, {"down_proj": hidden}, inner, shape.has_mlp_bias),
+            attention_norm=self._tensor(f"{prefix}.input_layernorm.weight"),
+            qkv=self._linear(attention, qkv, shape.has_qkv_bias),
+            query_norm=self._tensor(f"{attention}.q_norm.weight") if shape.has_head_norms else None,
+            key_norm=self._tensor(f"{attention}.k_norm.weight") if shape.has_head_norms else None,
+            output=self._linear(attention, ["o_proj"], shape.has_output_bias),
+            mlp_norm=self._tensor(f"{prefix}.post_attention_layernorm.weight"),
+            gate_up=self._linear(mlp, gate_up, shape.has_mlp_bias),
+            down=self._linear(mlp, ["down_proj"], shape.has_mlp_bias),
         )
-        self._checkpoint.release()
+        self._release()
         return read
 
-    def _linear(self, prefix: str, parts: dict[str, int], in_features: int, has_bias: bool) -> PackedLinear:
-        """Pack the matrices ``parts`` (name: rows) on top of each other."""
-        weights = [self._tensor(f"{prefix}.{name}.weight", (rows, in_features)) for name, rows in parts.items()]
-        biases = [self._tensor(f"{prefix}.{name}.bias", (rows,)) for name, rows in parts.items() if has_bias]
+    def _release(self) -> None:
+        self._checkpoint.release()
+        give_back()
+
+    def _linear(self, prefix: str, names: list[str], has_bias: bool) -> PackedLinear:
+        """Pack the matrices ``names`` on top of each other."""
+        weights = [self._tensor(f"{prefix}.{name}.weight") for name in names]
+        biases = [self._tensor(f"{prefix}.{name}.bias") for name in names if has_bias]
         return self._kernels.pack_linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        return self._checkpoint.read(name, shape, self._dtype).to(self._device)
+    def _tensor(self, name: str) -> Tensor:
+        return self._checkpoint.read(name, self._dtype).to(self._device)

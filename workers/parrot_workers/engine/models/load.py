@@ -21,6 +21,7 @@ from parrot_workers.engine.models.model_config import model_folder, parse_dtype,
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_MODEL_LEN = 8192
+HEAD = "lm_head.weight"
 
 
 class ModelPath(enum.StrEnum):
@@ -51,7 +52,7 @@ def load_model(
     checkpoint = Checkpoint(folder)
     target = target or config.dtype or checkpoint.dtype
     shape = _fast_shape(config, folder, path)
-    _require_memory(checkpoint, shape, target, device)
+    _require_memory(checkpoint, config, shape, target, device)
     if shape is None:
         return GeneralModel(folder, config, dtype=target, device=device)
     return load_llama(
@@ -72,17 +73,22 @@ def _fast_shape(config: Any, folder: Path, path: str) -> LlamaShape | None:
         return None
 
 
-def _require_memory(checkpoint: Checkpoint, shape: LlamaShape | None, dtype: torch.dtype, device: torch.device) -> None:
+def _require_memory(
+    checkpoint: Checkpoint, config: Any, shape: LlamaShape | None, dtype: torch.dtype, device: torch.device
+) -> None:
     """Raise ConfigError if the weights in ``dtype`` do not fit the memory that is free."""
+    is_tied = config.get_text_config().tie_word_embeddings
     elements = checkpoint.num_elements()
-    if shape is not None and shape.is_tied:
+    if is_tied and HEAD in checkpoint:
+        elements -= checkpoint.num_elements(HEAD)
+    if is_tied and shape is not None:
         elements += shape.vocab_size * shape.hidden_size  # the head is packed, the embedding is not
     needed, free = elements * dtype.itemsize, free_bytes(device)
     if needed > free:
         smaller = "dtype='bfloat16', " if dtype.itemsize > 2 else ""
         raise ConfigError(
-            f"{checkpoint.folder} needs {needed / 2**30:.2f} GiB for its weights in {_short(dtype)}, but "
-            f"{free / 2**30:.2f} GiB are free on {device}: use {smaller}another device, or tensor_parallel_size over "
+            f"{checkpoint.folder} needs {needed / 2**30:.3g} GiB for its weights in {_short(dtype)}, but "
+            f"{free / 2**30:.3g} GiB are free on {device}: use {smaller}another device, or tensor_parallel_size over "
             "several"
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,41 @@ import transformers
 from torch import Tensor
 
 from parrot_mq.errors import ConfigError
+from parrot_workers.engine.models.checkpoint import listed
 from parrot_workers.engine.models.model import probe_ids
+
+logger = logging.getLogger(__name__)
 
 _PER_LAYER = ("layer_types", "no_rope_layers")
 """Fields of a configuration that hold one entry for each layer."""
 
 
-def load_transformers(folder: Path, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """Return transformers' model on the CPU, ready to compute. Raises ConfigError."""
+def load_transformers(folder: Path, config: Any, dtype: torch.dtype, attention: str, *, is_part: bool = False) -> Any:
+    """Return transformers' model on the CPU, ready to compute.
+
+    Raises ConfigError if the folder lacks a tensor; what is there beyond is worth a warning unless ``is_part``.
+    """
+    auto: Any = transformers.AutoModelForCausalLM
     try:
         with _quiet():
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
-            )
+            model, report = auto.from_pretrained(
+                folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{str(folder)!r} cannot be loaded by the torch engine: {error}") from error
-    return model.eval().requires_grad_(False)
+    # Both would be drawn at random.
+    missing = sorted(report["missing_keys"])
+    missing += sorted(
+        f"{name} {list(wanted)} (it is {list(found)})" for name, found, wanted in report["mismatched_keys"]
+    )
+    if missing:
+        raise ConfigError(f"{folder} lacks tensors that its config.json asks for: {listed(missing)}")
+    if report["unexpected_keys"] and not is_part:
+        unread = listed(sorted(report["unexpected_keys"]))
+        logger.warning("%s holds tensors that its config.json does not speak of: %s", folder, unread)
+    ready: torch.nn.Module = model.eval().requires_grad_(False)
+    return ready
 
 
 @torch.inference_mode()
@@ -42,21 +63,24 @@ def first_layers_logits(folder: Path, config: Any, dtype: torch.dtype, num_layer
     for field in _PER_LAYER:
         if getattr(config, field, None) is not None:
             setattr(config, field, getattr(config, field)[:num_layers])
-    model = load_transformers(folder, config, dtype, "eager")
+    model = load_transformers(folder, config, dtype, "eager", is_part=True)
     logits: Tensor = model(input_ids=torch.tensor([probe_ids(config.vocab_size)]), use_cache=False).logits
-    return logits[0, -1].float()
+    logits = logits[0, -1].float()
+    del model
+    gc.collect()  # its modules refer to one another in circles
+    return logits
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence progress bars and reports of unread tensors: what is wrong with a checkpoint is said by us."""
-    logging: Any = transformers.utils.logging
-    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    log: Any = transformers.utils.logging
+    had_bars, verbosity = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        log.set_verbosity(verbosity)
         if had_bars:
-            logging.enable_progress_bar()
+            log.enable_progress_bar()
