@@ -154,6 +154,7 @@ def _pickle(folder: Path) -> None:
 
 
 def _index(folder: Path, weight_map: object) -> None:
+    (folder / SINGLE_FILE).rename(folder / "model-9.safetensors")
     (folder / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -165,7 +166,7 @@ def _index(folder: Path, weight_map: object) -> None:
         (lambda folder: (folder / SINGLE_FILE).unlink(), "no model.safetensors and no"),
         (lambda folder: (folder / SINGLE_FILE).write_bytes(b"\x10" * 40), "no whole safetensors file"),
         (lambda folder: _index(folder, {"a": "model-1.safetensors"}), "lacks model-1.safetensors: copy or download"),
-        (lambda folder: _index(folder, {"a": SINGLE_FILE}), "lacks a, which the index says"),
+        (lambda folder: _index(folder, {"a": "model-9.safetensors"}), "lacks a, which the index says"),
         (lambda folder: _index(folder, 3), "no index of safetensors files"),
     ],
     ids=["pickle", "nothing", "corrupt", "missing shard", "lying index", "no index"],

@@ -110,7 +110,10 @@ def listed(names: list[str]) -> str:
 
 
 def _find_files(folder: Path) -> dict[str, str]:
-    """Return the file of each tensor."""
+    """Return the file of each tensor: the single file goes before an index, as in transformers."""
+    if (folder / SINGLE_FILE).is_file():
+        with _open(folder / SINGLE_FILE) as file:
+            return dict.fromkeys(file.keys(), SINGLE_FILE)
     if (folder / INDEX_FILE).is_file():
         try:
             files: dict[str, str] = dict(json.loads((folder / INDEX_FILE).read_text())["weight_map"])
@@ -120,9 +123,6 @@ def _find_files(folder: Path) -> dict[str, str]:
         if missing:
             raise ConfigError(f"{folder} lacks {', '.join(missing)}: copy or download the model again")
         return files
-    if (folder / SINGLE_FILE).is_file():
-        with _open(folder / SINGLE_FILE) as file:
-            return dict.fromkeys(file.keys(), SINGLE_FILE)
     if any(next(folder.glob(pattern), None) for pattern in _PICKLED):
         raise ConfigError(
             f"{folder} holds pickled weights, which can run any code when they are loaded: convert them where you "

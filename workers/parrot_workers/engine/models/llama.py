@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend, CapturedStep, backend_for
+from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.llama_weights import LlamaReader, LlamaWeights, llama_tensors
@@ -138,6 +139,7 @@ def load_llama(
     checkpoint.require(llama_tensors(shape), ignored=["rotary_emb.inv_freq", *head])
     # First, for it is freed again before the weights come.
     logits = first_layers_logits(folder, config, dtype, min(PROBE_LAYERS, shape.num_layers))
+    give_back_freed()
     kernels = backend_for(device)
     max_len = longest(config)
     weights = LlamaReader(checkpoint, shape, kernels, dtype, device).read()

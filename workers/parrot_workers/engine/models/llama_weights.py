@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend, PackedLinear
+from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
 
@@ -97,11 +98,13 @@ class LlamaReader:
 
     def read(self) -> LlamaWeights:
         """Read everything."""
+        # The head first: what is read and not yet packed is then never more than it while little else is there, and
+        # never more than one layer later on.
         embedding = self._tensor("model.embed_tokens.weight")
-        layers = tuple(self._layer(f"model.layers.{layer}") for layer in range(self._shape.num_layers))
-        norm = self._tensor("model.norm.weight")
         head = self._kernels.pack_linear(embedding if self._shape.is_tied else self._tensor("lm_head.weight"))
-        self._checkpoint.release()
+        norm = self._tensor("model.norm.weight")
+        self._release()
+        layers = tuple(self._layer(f"model.layers.{layer}") for layer in range(self._shape.num_layers))
         return LlamaWeights(embedding, layers, norm, head)
 
     def _layer(self, prefix: str) -> LlamaLayer:
@@ -118,8 +121,12 @@ class LlamaReader:
             gate_up=self._linear(mlp, gate_up, shape.has_mlp_bias),
             down=self._linear(mlp, ["down_proj"], shape.has_mlp_bias),
         )
-        self._checkpoint.release()
+        self._release()
         return read
+
+    def _release(self) -> None:
+        self._checkpoint.release()
+        give_back_freed()
 
     def _linear(self, prefix: str, names: list[str], has_bias: bool) -> PackedLinear:
         """Pack the matrices ``names`` on top of each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,10 @@ def first_layers_logits(folder: Path, config: Any, dtype: torch.dtype, num_layer
             setattr(config, field, getattr(config, field)[:num_layers])
     model = load_transformers(folder, config, dtype, "eager", is_part=True)
     logits: Tensor = model(input_ids=torch.tensor([probe_ids(config.vocab_size)]), use_cache=False).logits
-    return logits[0, -1].float()
+    logits = logits[0, -1].float()
+    del model
+    gc.collect()  # its modules refer to one another in circles
+    return logits
 
 
 @contextlib.contextmanager
