@@ -24,6 +24,7 @@ from benchmarks.engine.shapes import DTYPES, MAX_LEN
 from benchmarks.engine.workload import MAX_NUM_SEQS
 from parrot_mq.stack import EngineChoice, run_stack
 from parrot_mq.store.server import RedisServer
+from parrot_mq.store.tether import tethered
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
@@ -160,7 +161,13 @@ async def vllm_server(folder: Path, dtype: str, num_threads: int) -> AsyncIterat
     environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server knows no other way
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            *tethered(command),
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             await _until_up(process, port)
