@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _PER_LAYER = ("layer_types", "no_rope_layers")
 """Fields of a configuration that hold one entry for each layer."""
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 def load_transformers(folder: Path, config: Any, dtype: torch.dtype, attention: str, *, is_part: bool = False) -> Any:
@@ -63,12 +65,30 @@ def first_layers_logits(folder: Path, config: Any, dtype: torch.dtype, num_layer
     for field in _PER_LAYER:
         if getattr(config, field, None) is not None:
             setattr(config, field, getattr(config, field)[:num_layers])
-    model = load_transformers(folder, config, dtype, "eager", is_part=True)
+    with _in_one_thread():
+        model = load_transformers(folder, config, dtype, "eager", is_part=True)
     logits: Tensor = model(input_ids=torch.tensor([probe_ids(config.vocab_size)]), use_cache=False).logits
     logits = logits[0, -1].float()
     del model
     gc.collect()  # its modules refer to one another in circles
     return logits
+
+
+@contextlib.contextmanager
+def _in_one_thread() -> Iterator[None]:
+    """Let transformers read weights in this thread.
+
+    What its helper threads allocate, and we free, stays in the arenas of those threads, which glibc never trims.
+    """
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_THREADS]
+        else:
+            os.environ[_NO_THREADS] = before
 
 
 @contextlib.contextmanager
