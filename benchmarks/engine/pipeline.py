@@ -1,7 +1,7 @@
 """``python -m benchmarks.engine.pipeline``: the whole of parrot_mq beside vLLM's HTTP server, taking turns.
 
 Both serve the same model on the same cores and get the same texts at once; both stream. Both servers stay up while the
-other is asked: idle, each takes next to no time.
+other is asked, and rest before that: vLLM's worker polls for work for a second after its last, at the cost of a core.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from benchmarks.engine.shapes import SHAPES
 from benchmarks.engine.workload import WORKLOADS, Case, requests_of
 
 CONCURRENCIES = (8, 32)
+REST_S = 2.0
+"""Before each run: a server that was just asked spins for a while before it sleeps."""
 
 
 async def run(server: Server, prefix: str, own: list[str], num_tokens: int) -> RunFigures:
@@ -61,6 +63,7 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
                 prefix = tokenizer.decode(asked.prefix)
                 own = [tokenizer.decode(prompt[len(asked.prefix) :]) for prompt in asked.prompts]
                 for name in sorted(servers, reverse=bool(number % 2)):
+                    await asyncio.sleep(REST_S)
                     figures = await run(servers[name], prefix, own, asked.num_tokens)
                     print(f"round {number + 1}: {name} {concurrency}: {figures}", file=sys.stderr, flush=True)
                     if number >= 0:
