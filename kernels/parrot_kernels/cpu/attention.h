@@ -41,7 +41,8 @@ struct Attention {
 
   // Items are handed out as threads come for them, so that a thread whose core is busy elsewhere takes fewer.
   void part(const AttentionRun& run, int thread, int threads) const {
-    Feed feed(run.plan, run.tiles, run.taken, key_cache, value_cache, kv_heads, BLOCK * dim * sizeof(T), window);
+    Feed feed(run.plan, run.tiles, run.taken, key_cache, value_cache, kv_heads, BLOCK * dim * sizeof(T), window,
+              threads);
     while (const Item* item = feed.next()) compute(run, *item, feed);
     if (run.plan.merges == 0) return;
     run.barrier.wait(threads);

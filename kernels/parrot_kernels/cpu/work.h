@@ -50,16 +50,17 @@ inline void seen(const Plan& plan, int64_t piece, int64_t row, int64_t window, i
 // them coming, and are fetched line by line while the pages before them are read.
 class Feed {
  public:
-  // `taken` counts the items that some thread has claimed. A page has `page_bytes`.
+  // `taken` counts the items that the `threads` threads have claimed. A page has `page_bytes`.
   Feed(const Plan& plan, const std::vector<Tile>& tiles, std::atomic<int64_t>& taken, const void* keys,
-       const void* values, int64_t kv_heads, int64_t page_bytes, int64_t window)
+       const void* values, int64_t kv_heads, int64_t page_bytes, int64_t window, int threads)
       : plan_(plan),
         tiles_(tiles),
         taken_(taken),
         caches_{static_cast<const char*>(keys), static_cast<const char*>(values)},
         kv_heads_(kv_heads),
         page_bytes_(page_bytes),
-        window_(window) {
+        window_(window),
+        run_length_(static_cast<int64_t>(tiles.size()) < MIN_TILES * threads ? 1 : kv_heads) {
     for (int64_t bytes = 0; bytes < AHEAD_BYTES; bytes += page_bytes) next_page();
   }
 
@@ -83,12 +84,15 @@ class Feed {
  private:
   static constexpr int64_t AHEAD_BYTES = 16384;  // of pages between the one that is fetched and the one that is read
   static constexpr int64_t MAX_CLAIMED = 16;
+  static constexpr int64_t MIN_TILES = 4;  // for each thread; with fewer it matters more that all have the same work
 
   // Take one more item; false if there are none.
   bool claim() {
-    const int64_t number = is_done_ ? 0 : taken_.fetch_add(1, std::memory_order_relaxed);
-    is_done_ = is_done_ || number >= static_cast<int64_t>(tiles_.size()) * kv_heads_;
+    if (run_ == 0 && !is_done_) number_ = taken_.fetch_add(run_ = run_length_, std::memory_order_relaxed);
+    is_done_ = is_done_ || number_ >= static_cast<int64_t>(tiles_.size()) * kv_heads_;
     if (is_done_) return false;
+    const int64_t number = number_++;
+    --run_;
     Item& item = items_[claimed_++ % MAX_CLAIMED];
     item = {tiles_[number / kv_heads_], number % kv_heads_, 0, 0};
     item.first_key = plan_.num_keys[item.tile.piece];
@@ -120,8 +124,10 @@ class Feed {
   std::atomic<int64_t>& taken_;
   const char* caches_[2];
   const int64_t kv_heads_, page_bytes_, window_;
+  const int64_t run_length_;  // items that are taken at once: all heads of a tile, for their pages are neighbours
   Item items_[MAX_CLAIMED];
   int64_t claimed_ = 0, begun_ = 0;  // how many items
+  int64_t run_ = 0, number_ = 0;     // what is left of the run, and its next item
   bool is_done_ = false;             // nothing is left to claim
   // Where fetching is: the item, its tile of keys, the tile's blocks, and which of their pages is next.
   int64_t fetched_ = -1, key_ = 0, num_blocks_ = 0, page_ = 0;
