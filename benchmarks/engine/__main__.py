@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.engine.driver import Driver
-from benchmarks.engine.figures import merge, table
+from benchmarks.engine.figures import Row, merge, table
 from benchmarks.engine.peers import PEERS
 from benchmarks.engine.shapes import DTYPES, SHAPES
 from benchmarks.engine.workload import BATCHES, MAX_NUM_SEQS, WORKLOADS, Case
@@ -58,14 +58,16 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[: args.num_threads]
     machine = f"{cpu_name()}, {len(cores)} cores"
     about = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
-    everything = []
+    everything: list[Row] = []
     for model in args.models:
         for dtype in args.dtypes:
             driver = Driver(model, dtype, args.systems, cores, lambda line: print(line, file=sys.stderr, flush=True))
-            rows = [row | about for row in driver.measure(cases, args.rounds)]
+            rows: list[Row] = []
+            for measured in driver.measure(cases, args.rounds):
+                rows = [row | about for row in measured]
+                if args.out:  # after each round: whoever stops a long run keeps what there is
+                    merge(args.out, rows)
             everything += rows
-            if args.out:
-                merge(args.out, rows)
     print(table(everything))
     print(f"medians of {args.rounds} rounds on {machine}")
     if any("error" in row for row in everything):

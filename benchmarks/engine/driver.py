@@ -48,8 +48,8 @@ class Driver:
         self._runs: defaultdict[tuple[str, Case], list[RunFigures]] = defaultdict(list)
         self._bandwidths: list[float] = []
 
-    def measure(self, cases: Sequence[Case], rounds: int) -> list[Row]:
-        """Return a row for every system and case; what failed says why.
+    def measure(self, cases: Sequence[Case], rounds: int) -> Iterator[list[Row]]:
+        """Give, after each round, a row for every system and case over the rounds so far; what failed says why.
 
         In each round every system runs each case once, one system at a time.
         """
@@ -66,7 +66,7 @@ class Driver:
                 self._bandwidths.append(bandwidth_bytes_per_s())
                 for case in cases:
                     self._round(case, number, arrivals_s if case.workload.name == "poisson" else None)
-        return [self._row(name, case) for case in cases for name in self._names]
+                yield [self._row(name, case) for case in cases for name in self._names]
 
     def _start(self, name: str, log: Path) -> None:
         peer = PEERS[name]

@@ -1,7 +1,7 @@
 """``python -m benchmarks.engine.pipeline``: the whole of parrot_mq beside vLLM's HTTP server, taking turns.
 
 Both serve the same model on the same cores and get the same texts at once; both stream. Both servers stay up while the
-other is asked: idle, each takes next to no time.
+other is asked, and rest before that: vLLM's worker polls for work for a second after its last, at the cost of a core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from benchmarks.engine.shapes import SHAPES
 from benchmarks.engine.workload import WORKLOADS, Case, requests_of
 
 CONCURRENCIES = (8, 32)
-SERVERS = {"parrot_mq": parrot_server, "vllm_cpu": vllm_server}
+REST_S = 2.0
+"""Before each run: a server that was just asked spins for a while before it sleeps."""
 
 
 async def run(server: Server, prefix: str, own: list[str], num_tokens: int) -> RunFigures:
@@ -53,8 +54,8 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
     runs: defaultdict[tuple[str, int], list[RunFigures]] = defaultdict(list)
     async with contextlib.AsyncExitStack() as stack:
         servers = {
-            name: await stack.enter_async_context(server(folder, dtype, num_threads))
-            for name, server in SERVERS.items()
+            "parrot_mq": await stack.enter_async_context(parrot_server(folder, dtype, num_threads)),
+            "vllm_cpu": await stack.enter_async_context(vllm_server(folder, dtype)),
         }
         for number in range(-1, rounds):  # the first one is not counted
             for concurrency in CONCURRENCIES:
@@ -62,6 +63,7 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
                 prefix = tokenizer.decode(asked.prefix)
                 own = [tokenizer.decode(prompt[len(asked.prefix) :]) for prompt in asked.prompts]
                 for name in sorted(servers, reverse=bool(number % 2)):
+                    await asyncio.sleep(REST_S)
                     figures = await run(servers[name], prefix, own, asked.num_tokens)
                     print(f"round {number + 1}: {name} {concurrency}: {figures}", file=sys.stderr, flush=True)
                     if number >= 0:
@@ -79,7 +81,9 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="s")
     parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of each engine")
+    parser.add_argument(
+        "--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="of our engine; vLLM has all"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = asyncio.run(measure(args.model, args.dtype, args.rounds, args.num_threads))

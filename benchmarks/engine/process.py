@@ -16,6 +16,7 @@ import orjson
 
 from benchmarks.engine.peers import ROOT, Peer
 from benchmarks.engine.workload import Requests
+from parrot_mq.store.tether import tethered
 
 LOAD_TIMEOUT_S = 600.0
 RUN_TIMEOUT_S = 300.0
@@ -34,13 +35,13 @@ class SystemProcess:
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                peer.command,
+                tethered(peer.command),
                 cwd=ROOT,
                 env=peer.environ(cores),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,
+                process_group=0,  # of our session: should we die, the kernel wakes and ends those that are stopped
             )
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

@@ -102,7 +102,7 @@ def run(system: System, prefix: list[int], prompts: list[list[int]], arrivals_s:
 
 
 def serve(load: Callable[[Setup], System]) -> None:
-    """Answer orders until standard input ends."""
+    """Answer orders until standard input ends, then end the process."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     system: System | None = None
@@ -119,3 +119,4 @@ def serve(load: Callable[[Setup], System]) -> None:
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers)
             continue
         print(json.dumps({"ok": answer}), file=answers)
+    os._exit(0)  # a system's threads may go on for ever

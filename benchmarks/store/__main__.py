@@ -1,7 +1,8 @@
 """``python -m benchmarks.store [--json]``: calls, median and longest time of each script at the sizes we promise.
 
 10,000 requests in one submit, a chain of 1,000, fan-ins of 1,000, a fan-out of 10,000; the same cancelled, broken at
-their head and deleted; an engine that dies with hundreds of requests. No call should hold Redis for 10 ms.
+their head and deleted; 128 outputs streamed; an engine that dies with hundreds of requests. No call should hold
+Redis for 10 ms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import orjson
 
 import parrot_mq as P
 from benchmarks.store.meter import Meter
-from benchmarks.store.work import lose_engine, run_graphs, serving
+from benchmarks.store.work import lose_engine, run_graphs, serving, stream_outputs
 from parrot_mq.store import connect
 from parrot_mq.store.server import RedisServer
 
@@ -34,6 +35,7 @@ async def measure(url: str) -> Meter:
         async with await connect(url) as store, P.connect(store=store) as client:
             async with serving(lambda: connect(url)):
                 await run_graphs(client, on_scenario)
+            await stream_outputs(client, store, on_scenario)
             await lose_engine(client, store, on_scenario)
     return meter
 

@@ -11,7 +11,10 @@ from parrot_mq.errors import StepError
 from parrot_mq.messages import EngineRecord, EngineState
 from parrot_mq.scheduler.service import Scheduler
 from parrot_mq.store import EngineStore, Reader, SchedulerStore, Store
+from parrot_mq.store.emission import Emission
+from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.records import DispatchItem
+from parrot_mq.store.streams import read_streams
 from parrot_workers.engine.port import EngineSpec, EngineStats, FinishReason, SequenceInput, SequenceOutput
 from parrot_workers.worker.shell import EngineWorker
 
@@ -21,6 +24,12 @@ NUM_RUNNING = 512
 BROKEN = "broken"
 """A prompt that begins with this is refused by the engine."""
 TIMEOUT_S = 300.0
+EPOCH = 1 << 40
+NUM_STREAMED = 128
+NUM_PIECES = 16
+PIECE = " three tokens "
+LATE_PIECE = 2_000 * PIECE
+"""What is there when somebody begins to read late."""
 
 
 @P.semantic_function
@@ -63,6 +72,9 @@ class EchoEngine:
 
     def has_work(self) -> bool:
         return bool(self._added)
+
+    def check(self) -> None:
+        """There are no books."""
 
     def close(self) -> None:
         self._added.clear()
@@ -175,40 +187,60 @@ async def _leave_unfinished(session: P.Session) -> None:
     await session.flush()
 
 
+async def _start(store: Store, name: str, count: int) -> list[tuple[str, str]]:
+    """Have an engine claim ``count`` requests, with as many left in its queue; return (request, fence) pairs."""
+    partition = store.partition(0)
+    scheduler, engine = SchedulerStore(partition, epoch=EPOCH), EngineStore(partition)
+    await engine.heartbeat(EngineRecord(name, "echo", "echo", EngineState.READY))
+    ids = (await Reader(partition).live())[: 2 * count]
+    for at in range(0, len(ids), 64):
+        part = ids[at : at + 64]
+        await scheduler.dispatch([DispatchItem(i, name) for i in part], [store.ids.token() for _ in part])
+    held: list[tuple[str, str]] = []
+    while len(held) < count:
+        assignments, _ = await engine.receive(name, "0", block_ms=1, count=64)
+        held += [(c.request, c.fence) for c in await engine.start(name, assignments) if c is not None]
+    await engine.renew(name, held)
+    return held
+
+
+async def stream_outputs(client: P.Client, store: Store, on_scenario: Callable[[str], None]) -> None:
+    """Outputs are streamed, in pieces as they come, and read all at once."""
+    on_scenario("streams")
+    partition = store.partition(0)
+    async with client.session(tenant="bench") as session:
+        outs = P.map(step, [f"text {i}" for i in range(2 * NUM_STREAMED)])
+        await session.flush()
+        held = await _start(store, "streaming", NUM_STREAMED)
+        for at in range(NUM_PIECES):
+            text = PIECE if at else LATE_PIECE
+            pieces = [Emission(request, fence, 3 * at, (at, at + 1, at + 2), text) for request, fence in held]
+            await EngineStore(partition).emit_many(pieces)
+        places = [(out.id, "0") for out in outs]
+        await ProducerStore(partition).wants([(out, None) for out, _ in places], stream=True)
+        await read_streams(partition, places)
+        await session.delete()
+
+
 async def lose_engine(client: P.Client, store: Store, on_scenario: Callable[[str], None]) -> None:
     """An engine dies with requests running and queued, another with leases that run out, a third gives them back."""
     on_scenario("dead engine")
     partition = store.partition(0)
-    scheduler, engine, keys = SchedulerStore(partition, epoch=1 << 40), EngineStore(partition), partition.keys
-
-    async def start(name: str, count: int) -> list[tuple[str, str]]:
-        record = EngineRecord(name, "echo", "echo", EngineState.READY)
-        await engine.heartbeat(record)
-        ids = (await Reader(partition).live())[: 2 * count]
-        for at in range(0, len(ids), 64):
-            part = ids[at : at + 64]
-            await scheduler.dispatch([DispatchItem(i, name) for i in part], [store.ids.token() for _ in part])
-        held: list[tuple[str, str]] = []
-        while len(held) < count:
-            assignments, _ = await engine.receive(name, "0", block_ms=1, count=64)
-            held += [(c.request, c.fence) for c in await engine.start(name, assignments) if c is not None]
-        await engine.renew(name, held)
-        return held
-
+    scheduler, engine, keys = SchedulerStore(partition, epoch=EPOCH), EngineStore(partition), partition.keys
     async with client.session(tenant="bench") as session:
         P.map(step, [f"text {i}" for i in range(2 * NUM_RUNNING)])
         await session.flush()
-        held = await start("dying", NUM_RUNNING)
+        held = await _start(store, "dying", NUM_RUNNING)
         await store.client.delete(keys.engine("dying"))
         more, running = True, [request for request, _ in held]
         while more or running:
             _, more = await scheduler.reap_engine("dying", running[:200])
             del running[:200]
-        held = await start("late", NUM_RUNNING)
+        held = await _start(store, "late", NUM_RUNNING)
         await store.client.zadd(keys.leases, {request: 1 for request, _ in held})
         while await scheduler.reap():
             pass
-        held = await start("leaving", NUM_RUNNING)
+        held = await _start(store, "leaving", NUM_RUNNING)
         for at in range(0, len(held), 64):
             await engine.release("leaving", held[at : at + 64])
         await session.delete()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from parrot_mq.errors import ParrotError, StoreError, StoreUnavailable
 from parrot_mq.messages import Objective, VariableState
 from parrot_mq.sdk.awaited import Awaited, Listener
+from parrot_mq.sdk.taps import Taps
 from parrot_mq.store.partition import RETRY_S, Partition
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
@@ -36,10 +37,13 @@ class Hub:
 
     The waiter protocol, for all waiters at once: subscribe to their channels; state their objectives, which also
     reads the states; read what is resolved; then read again whatever pub/sub names, and everything every
-    ``recheck_s``. ``run`` is the task that does it.
+    ``recheck_s``. ``run`` is the task that does it. ``taps`` reads output streams, in tasks that ``spawn`` runs.
     """
 
-    def __init__(self, partition: Partition, recheck_s: float) -> None:
+    def __init__(
+        self, partition: Partition, recheck_s: float, spawn: Callable[[Coroutine[None, None, None]], None]
+    ) -> None:
+        self.taps = Taps(partition, spawn)
         self._reader = Reader(partition)
         self._producer = ProducerStore(partition)
         self._waiters = Waiters(partition)

@@ -91,7 +91,7 @@ class Link:
         if hub is None:
             if self._group is None:
                 raise ConfigError("the client is closed; connect again")
-            hub = self._hubs[partition] = Hub(self.store.partition(partition), self.settings.recheck_s)
+            hub = self._hubs[partition] = Hub(self.store.partition(partition), self.settings.recheck_s, self.spawn)
             task = self._group.create_task(hub.run(), name=f"parrot_mq-hub-{partition}")
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)

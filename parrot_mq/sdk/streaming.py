@@ -88,20 +88,22 @@ async def stream(
     timeout_s = link.settings.get_timeout_s if timeout_s is None else timeout_s
     await link.confirm([variable])
     transcript = Transcript(vid)
-    reader = link.reader(vid)
-    async with link.hub(partition_of(vid)).watching(vid, link.channel(variable)) as changed:
+    hub = link.hub(partition_of(vid))
+    async with hub.watching(vid, link.channel(variable)) as changed:
         state, after, seen_at = await _ask(link, variable, perf), "0", time.monotonic()
         is_closed = state is not VariableState.PENDING  # ready already: the value is all there is to show
         while not is_closed:
             changed.clear()
-            state = (await reader.states([vid]))[0]
-            while pieces := await reader.pieces(vid, after):
-                after, seen_at = pieces[-1].entry_id, time.monotonic()
-                for piece in pieces:
-                    is_closed = is_closed or piece.last
-                    if text := "" if piece.last else transcript.add(piece):
-                        yield text
-            is_closed = is_closed or state is not VariableState.PENDING
+            part = await hub.taps.read(vid, after)
+            for piece in part.pieces:
+                is_closed = is_closed or piece.last
+                if text := "" if piece.last else transcript.add(piece):
+                    yield text
+            if part.pieces:
+                after, seen_at = part.pieces[-1].entry_id, time.monotonic()
+            if part.is_cut:
+                continue
+            is_closed = is_closed or part.state is not VariableState.PENDING
             if not is_closed and not await _change(changed, link.settings.recheck_s, seen_at + timeout_s):
                 raise await not_in_time(link, Collector([variable]), timeout_s)
     (value,) = await link.resolve([variable], None, timeout_s)
@@ -109,17 +111,18 @@ async def stream(
         yield rest
 
 
-async def _ask(link: Link, variable: SemanticVariable, perf: Objective) -> VariableState | None:
+async def _ask(link: Link, variable: SemanticVariable, perf: Objective) -> VariableState:
     """Have the output streamed; return the variable's state. A variable that nobody has made yet is waited for."""
     deadline = time.monotonic() + link.store.settings.want_grace_s
-    while not await link.producer(variable.id).want(variable.id, perf, stream=True):
+    taps = link.hub(partition_of(variable.id)).taps
+    while (state := await taps.want(variable.id, perf)) is None:
         if time.monotonic() > deadline:
             raise unknown_variable(variable.id)
         if variable.session is not None:  # it was confirmed once: Redis has lost it
             await link.restore([variable])
         else:
             await asyncio.sleep(GRACE_POLL_S)
-    return (await link.reader(variable.id).states([variable.id]))[0]
+    return state
 
 
 async def _change(changed: asyncio.Event, recheck_s: float, deadline: float) -> bool:

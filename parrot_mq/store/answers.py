@@ -24,6 +24,17 @@ def checked(answer: list[Any]) -> list[Any]:
     raise StoreError(f"{kind}: {message} ({culprit})")
 
 
+def refusal(answer: str | list[Any]) -> StoreError | None:
+    """Return the error in one answer of a script that gives many, None where it is none."""
+    if isinstance(answer, str):
+        return None
+    try:
+        checked(answer)
+    except StoreError as error:
+        return error
+    return None
+
+
 def unknown_variable(variable_id: str) -> UnknownVariable:
     """Return the error for an id that nobody has made."""
     return UnknownVariable(

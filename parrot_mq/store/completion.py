@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 
 from parrot_mq.errors import StoreError
-from parrot_mq.store.answers import checked
+from parrot_mq.store.answers import checked, refusal
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Usage, Value
 
@@ -38,16 +37,6 @@ class Completion:
         )  # fmt: skip
 
 
-def _refusal(answer: str | list[Any]) -> StoreError | None:
-    if isinstance(answer, str):
-        return None
-    try:
-        checked(answer)
-    except StoreError as error:
-        return error
-    return None
-
-
 async def complete_many(partition: Partition, completions: Sequence[Completion]) -> list[StoreError | None]:
     """Write completions; returns what each was refused with, None where it was not."""
     for done in completions:
@@ -58,5 +47,5 @@ async def complete_many(partition: Partition, completions: Sequence[Completion])
     for start in range(0, len(completions), MAX_COMPLETIONS):
         part = completions[start : start + MAX_COMPLETIONS]
         (answers,) = checked(await partition.call("complete", *(arg for done in part for arg in done.to_args())))
-        refusals += map(_refusal, answers)
+        refusals += map(refusal, answers)
     return refusals

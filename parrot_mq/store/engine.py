@@ -16,6 +16,7 @@ from parrot_mq.store.answers import checked
 from parrot_mq.store.cluster import moved_to
 from parrot_mq.store.completion import Completion, complete_many
 from parrot_mq.store.connect import Store
+from parrot_mq.store.emission import Emission, emit_many
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Assignment, Claim, Control, InputValue, Usage, Value
 
@@ -222,11 +223,13 @@ class EngineStore:
 
         Raises ``Fenced`` if the request belongs to another attempt by now.
         """
-        checked(
-            await self.partition.call(
-                "emit", request, fence, offset, " ".join(map(str, token_ids)), len(token_ids), text
-            )
-        )
+        (error,) = await self.emit_many([Emission(request, fence, offset, tuple(token_ids), text)])
+        if error is not None:
+            raise error
+
+    async def emit_many(self, pieces: Sequence[Emission]) -> list[StoreError | None]:
+        """``emit`` several, at most one of each request, in few calls; returns what each would have raised."""
+        return await emit_many(self.partition, pieces)
 
     async def complete(
         self, request: str, fence: str, output: str, value: Value, usage: Usage, raw: Value | None = None

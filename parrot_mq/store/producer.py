@@ -131,17 +131,17 @@ class ProducerStore:
         """State an objective for a variable (the strictest one stated so far holds) and, with ``stream``, that its
         output is to be streamed. Returns False for an unknown id.
         """
-        (states,) = checked(
-            await self.partition.call("want", variable_id, *_statement(objective), "1" if stream else "")
-        )
-        return bool(states[0])
+        return (await self.wants([(variable_id, objective)], stream=stream))[0] is not None
 
-    async def wants(self, items: Sequence[tuple[str, Objective | None]]) -> list[VariableState | None]:
-        """State objectives of many variables; return the variables' states, None for unknown ones."""
+    async def wants(
+        self, items: Sequence[tuple[str, Objective | None]], *, stream: bool = False
+    ) -> list[VariableState | None]:
+        """``want`` for many variables; return the variables' states, None for unknown ones."""
         states: list[VariableState | None] = []
+        to_stream = "1" if stream else ""
         for start in range(0, len(items), BATCH_IDS):
             part = items[start : start + BATCH_IDS]
-            args = [arg for variable_id, objective in part for arg in (variable_id, *_statement(objective), "")]
+            args = [arg for variable_id, objective in part for arg in (variable_id, *_statement(objective), to_stream)]
             (answers,) = checked(await self.partition.call("want", *args))
             states += [VariableState(state) if state else None for state in answers]
         return states

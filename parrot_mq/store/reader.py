@@ -12,6 +12,7 @@ from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import Outcome, RequestRecord, SessionRecord, TokenPiece, VariableRecord
+from parrot_mq.store.streams import piece_of
 
 BATCH_HASHES = 250
 """Hashes in one call of the script that reads them."""
@@ -139,17 +140,7 @@ class Reader:
         key = self.partition.keys.tokens(variable_id)
         start = "-" if after in ("", "0") else f"({after}"
         entries = await self.partition.robust(lambda: self.partition.redis.xrange(key, start, "+", count))
-        return [
-            TokenPiece(
-                entry_id,
-                fields.get("fence", ""),
-                int(fields.get("offset", 0)),
-                tuple(map(int, fields.get("ids", "").split())),
-                fields.get("text", ""),
-                "last" in fields,
-            )
-            for entry_id, fields in entries
-        ]
+        return [piece_of(entry_id, fields) for entry_id, fields in entries]
 
     async def _hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         if not keys:

@@ -38,6 +38,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "renew": ("renew",),
     "set_variable": ("graph", "inputs", "queue", "lane", "set_variable"),
     "start": ("graph", "inputs", "start"),
+    "streams": ("streams",),
     "submit": ("graph", "inputs", "queue", "lane", "objective", "submit_validation", "submit"),
     "want": ("objective", "want"),
 }

@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from parrot_workers.engine.torch_engine import TorchEngine
+from parrot_workers.engine.engine import Engine
 from tests.engine.families import FAST, GENERAL, VOCAB_SIZE
 
 SENTENCES = [
@@ -85,11 +85,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., TorchEngine]:
+def make_engine(model_folder: Callable[[str], Path]) -> Callable[..., Engine]:
     """Give ``engine(kind, **settings)``: a new engine, small, without calibration or speculation."""
 
-    def engine(kind: str = "llama", **settings: Any) -> TorchEngine:
-        return TorchEngine(model_folder(kind), **{**SMALL, **settings})
+    def engine(kind: str = "llama", **settings: Any) -> Engine:
+        return Engine(model_folder(kind), **{**SMALL, **settings})
 
     return engine
 

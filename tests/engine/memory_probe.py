@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from parrot_mq.messages import SamplingParams
-from parrot_workers.engine.torch_engine import TorchEngine
+from parrot_workers.engine.engine import Engine
 
 MIB = 2**20
 
@@ -26,15 +26,13 @@ def resident_bytes() -> int:
 
 def main(small: str, model: str) -> None:
     torch.set_num_threads(1)
-    first = TorchEngine(small, num_blocks=16, calibrate=False)
+    first = Engine(small, num_blocks=16, calibrate=False)
     first.generate("hello", SamplingParams(max_tokens=2))
     first.close()
     del first
     gc.collect()
     before = resident_bytes()
-    engine = TorchEngine(
-        model, max_num_seqs=8, kv_memory_bytes=192 * MIB, host_kv_memory_bytes=48 * MIB, calibrate=False
-    )
+    engine = Engine(model, max_num_seqs=8, kv_memory_bytes=192 * MIB, host_kv_memory_bytes=48 * MIB, calibrate=False)
     dice = random.Random(0)
     prompts = [[0, *(dice.randrange(3, 380) for _ in range(400))] for _ in range(6)]
     engine.generate(prompts, SamplingParams(max_tokens=8, ignore_eos=True))

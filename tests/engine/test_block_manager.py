@@ -292,7 +292,11 @@ def test_how_much_of_a_prefix_is_worth_copying(cost: ReloadCost, in_host: str, e
 
 def test_whether_copies_can_pay_at_all() -> None:
     assert ReloadCost(9.0, 1.0, 2.0).can_pay
-    assert not ReloadCost(0.0, 2.0, 2.0).can_pay
+    slow = ReloadCost(0.0, 2.0, 2.0)
+    assert not slow.can_pay
+    tier = HostTier(2, slow)
+    tier.store(b"a", 0)
+    assert (len(tier), tier.take_transfers()) == (0, Transfers())
 
 
 def test_the_tier_gives_up_what_was_used_least_recently_but_nothing_that_is_being_read() -> None:

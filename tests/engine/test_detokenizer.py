@@ -11,8 +11,8 @@ from hypothesis import given
 
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine.detokenizer import Detokenizer
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput
-from parrot_workers.engine.torch_engine import TorchEngine
 
 TEXT = "naïve 日本語 🦜🦜 end"
 
@@ -107,7 +107,7 @@ def test_a_stop_string_inside_a_token_leaves_no_ids() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_pieces_of_an_engine_make_up_its_text(make_engine: Callable[..., TorchEngine], kind: str) -> None:
+def test_pieces_of_an_engine_make_up_its_text(make_engine: Callable[..., Engine], kind: str) -> None:
     engine = make_engine(kind)
     # Only characters of several bytes, and words: what random weights say is no text.
     sampling = SamplingParams(max_tokens=40, temperature=3.0, ignore_eos=True)
@@ -125,7 +125,7 @@ def test_pieces_of_an_engine_make_up_its_text(make_engine: Callable[..., TorchEn
                     assert list(output.full_token_ids) == ids[output.id]
 
 
-def test_stop_strings_of_an_engine(make_engine: Callable[..., TorchEngine]) -> None:
+def test_stop_strings_of_an_engine(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine("llama")
     sampling = SamplingParams(max_tokens=40, ignore_eos=True)
     [free] = engine.generate("hello", sampling)

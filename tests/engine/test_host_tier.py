@@ -11,13 +11,13 @@ import torch
 
 from parrot_kernels.attention_plan import BLOCK_SIZE
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.host_tier import Transfers
 from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.paged_cache import LayerShape, PagedCache
 from parrot_workers.engine.port import PromptSegment, SequenceInput
-from parrot_workers.engine.torch_engine import TorchEngine
 
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 MIB = 2**20
 
@@ -40,13 +40,13 @@ def make_prompts(count: int, seed: int = 0) -> list[list[int]]:
     return [[0, *(dice.randrange(3, 384) for _ in range(dice.randint(40, 90)))] for _ in range(count)]
 
 
-def watched(engine: TorchEngine) -> Watch:
+def watched(engine: Engine) -> Watch:
     assert engine._transfer is not None
     engine._transfer = Watch(engine._transfer)
     return engine._transfer
 
 
-def answers(engine: TorchEngine, prompts: list[list[int]]) -> list[tuple[int, ...]]:
+def answers(engine: Engine, prompts: list[list[int]]) -> list[tuple[int, ...]]:
     """Answer the prompts one after the other, the books checked after each."""
     tokens = []
     for prompt in prompts:

@@ -15,11 +15,11 @@ import transformers
 from parrot_kernels.torch_backend import TorchBackend
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.models.model_config import parse_dtype
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput
-from parrot_workers.engine.torch_engine import TorchEngine
 
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 TOO_LARGE = 384
 
 
@@ -60,7 +60,7 @@ def test_an_empty_prompt_is_invalid(tmp_path: Path, model_folder: Callable[[str]
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
-    engine = TorchEngine(folder, num_blocks=8, calibrate=False)
+    engine = Engine(folder, num_blocks=8, calibrate=False)
     engine.add(sequence(0))
     [output] = engine.step()
     assert output.finish is FinishReason.INVALID
@@ -82,7 +82,7 @@ def test_rope_that_changes_with_length_bounds_the_length(tmp_path: Path, model_f
     folder = tmp_path / "phi3"
     transformers.Phi3ForCausalLM(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(model_folder("llama")).save_pretrained(folder)
-    assert TorchEngine(folder, num_blocks=8, calibrate=False).spec.max_model_len == 32
+    assert Engine(folder, num_blocks=8, calibrate=False).spec.max_model_len == 32
 
 
 def test_the_models_length_ends_an_output(make_engine: MakeEngine) -> None:
@@ -139,9 +139,9 @@ def test_dtypes() -> None:
 
 def test_no_model_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no model folder.*give a Hugging Face folder"):
-        TorchEngine(tmp_path / "nothing")
+        Engine(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="no model that transformers can read"):
-        TorchEngine(tmp_path)
+        Engine(tmp_path)
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -181,7 +181,7 @@ def refused() -> dict[str, Callable[[], Any]]:
 def test_models_that_the_engine_does_not_run(tmp_path: Path, message: str) -> None:
     refused()[message]().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        TorchEngine(tmp_path)
+        Engine(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["fast", "general"])

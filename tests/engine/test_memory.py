@@ -19,9 +19,9 @@ from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine import memory
 from parrot_workers.engine.available_memory import available_bytes
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.paged_cache import LayerShape
 from parrot_workers.engine.port import PromptSegment, SequenceInput
-from parrot_workers.engine.torch_engine import TorchEngine
 from parrot_workers.engine.untouched import untouched_zeros
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -64,7 +64,7 @@ def test_what_is_accounted_is_what_the_process_grows_by(
 def test_two_thousand_waiting_sequences_hold_no_blocks_and_little_memory(
     model_folder: Callable[[str], Path],
 ) -> None:
-    engine = TorchEngine(model_folder("llama"), max_num_seqs=4, num_blocks=64, calibrate=False)
+    engine = Engine(model_folder("llama"), max_num_seqs=4, num_blocks=64, calibrate=False)
     text = "The parrot repeats what the queue has said, word for word. " * 4
     engine.generate(text, SamplingParams(max_tokens=2, ignore_eos=True))
     tracemalloc.start()

@@ -11,15 +11,15 @@ import torch
 
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.model_runner import ModelRunner
 from parrot_workers.engine.models.general import GeneralModel
 from parrot_workers.engine.models.llama import LlamaModel
 from parrot_workers.engine.models.load import load_model
 from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.step_batch import Span
-from parrot_workers.engine.torch_engine import TorchEngine
 from tests.engine.families import FAST, GENERAL, VOCAB_SIZE
-from tests.engine.test_torch_engine import expected, make_prompts
+from tests.engine.test_engine import expected, make_prompts
 
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
 PATHS = [*((kind, "fast") for kind in FAST), *((kind, "general") for kind in {**FAST, **GENERAL})]
@@ -38,7 +38,7 @@ def make_runner(folder: Path, path: str = "auto", dtype: str = "auto", **setting
     "settings", [{"num_blocks": 400}, {"num_blocks": 12, "max_num_batched_tokens": 13}], ids=["roomy", "tight"]
 )
 def test_greedy_equals_transformers(
-    make_engine: Callable[..., TorchEngine],
+    make_engine: Callable[..., Engine],
     reference: Callable[[str], Any],
     kind: str,
     path: str,

@@ -12,11 +12,11 @@ import pytest
 from parrot_kernels.attention_plan import BLOCK_SIZE
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine import prefill_ahead
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput, TakesHints
-from parrot_workers.engine.torch_engine import TorchEngine
 from parrot_workers.sim import SimEngine
 
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 
 
@@ -29,7 +29,7 @@ def source(name: str, prompt: tuple[int, ...], sampling: SamplingParams = GREEDY
     return SequenceInput(name, (PromptSegment("", token_ids=prompt),), sampling, **more)
 
 
-def drain(engine: TorchEngine) -> dict[str, SequenceOutput]:
+def drain(engine: Engine) -> dict[str, SequenceOutput]:
     """Run the engine until it is idle, its books checked after every step; return each sequence's last output."""
     last: dict[str, SequenceOutput] = {}
     while engine.has_work():
@@ -101,7 +101,7 @@ def test_nothing_is_computed_ahead_while_anybody_waits(make_engine: MakeEngine) 
     assert ended == ["0", "1", "hint"]
 
 
-def begun(make_engine: MakeEngine, **settings: Any) -> TorchEngine:
+def begun(make_engine: MakeEngine, **settings: Any) -> Engine:
     """An engine of eight blocks, two of them half way through a hint."""
     engine = make_engine("llama", num_blocks=8, max_num_batched_tokens=20, **settings)
     engine.prefill(source("hint", make_prompt(32)))
@@ -182,7 +182,7 @@ def test_too_many_and_unfit_hints_harm_nobody(make_engine: MakeEngine, caplog: p
     assert reasons.count(FinishReason.PREFILLED) == prefill_ahead.MAX_WAITING
 
 
-def flood(engine: TorchEngine) -> None:
+def flood(engine: Engine) -> None:
     """Run so much else that nothing stays that is not retained."""
     for seed in range(10, 16):
         engine.add(source(f"flood {seed}", make_prompt(60, seed=seed)))

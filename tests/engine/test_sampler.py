@@ -14,15 +14,15 @@ from torch import Tensor
 
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine.detokenizer import Detokenizer
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.noise import gumbel_noise
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.engine.sampler import adjust, sample, warp
 from parrot_workers.engine.sequence import Sequence, seed_of
-from parrot_workers.engine.torch_engine import TorchEngine
 
 VOCAB_SIZE = 50
 PROMPT, OUTPUT = [3, 4, 5, 3], [7, 7, 8, 3]
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 
 
 def make_sequence(name: str = "s", output: list[int] = OUTPUT, **sampling: Any) -> Sequence:
@@ -172,7 +172,7 @@ def test_noise_is_uniform_and_independent_across_tokens() -> None:
     assert abs(float((left * right).mean() * 12)) < 0.01
 
 
-def run(engine: TorchEngine, *requests: tuple[str, SamplingParams]) -> dict[str, SequenceOutput]:
+def run(engine: Engine, *requests: tuple[str, SamplingParams]) -> dict[str, SequenceOutput]:
     for name, params in requests:
         segment = PromptSegment("", token_ids=(0, *random.Random(name[0]).sample(range(3, 384), 20)))
         engine.add(SequenceInput(name, (segment,), params))

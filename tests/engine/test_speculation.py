@@ -16,7 +16,7 @@ from parrot_workers.engine.ngram_index import MAX_CANDIDATES, MAX_MATCH, Draft, 
 from parrot_workers.engine.port import SequenceInput
 from parrot_workers.engine.sequence import Sequence
 from parrot_workers.engine.speculator import AcceptanceRate, Speculator
-from tests.engine.test_torch_engine import (
+from tests.engine.test_engine import (
     KINDS,
     MakeEngine,
     Reference,

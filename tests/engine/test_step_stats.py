@@ -12,7 +12,7 @@ from parrot_mq.messages import SamplingParams
 from parrot_workers.engine.step_log import StepLog
 from parrot_workers.engine.step_profiler import StepProfiler
 from parrot_workers.engine.step_stats import Phase, StepStats
-from tests.engine.test_torch_engine import GREEDY, NUM_TOKENS, MakeEngine, make_prompts
+from tests.engine.test_engine import GREEDY, NUM_TOKENS, MakeEngine, make_prompts
 
 
 def test_steps_add_up(make_engine: MakeEngine) -> None:

@@ -112,6 +112,26 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(variant: str, dty
         row += length
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "dim"), [((1, 1), 64), ((8, 2), 128)])
+def test_a_row_does_not_depend_on_the_chunk_that_it_is_in(
+    variant: str, dtype: torch.dtype, heads: tuple[int, int], dim: int
+) -> None:
+    context, length = 150, 70
+    case = AttentionCase([((), context, length)], heads, dim, dtype)
+    kernel = functools.partial(
+        compiled(variant).paged_attention, key_cache=case.key_cache, value_cache=case.value_cache, scale=case.scale
+    )
+    for window in (None, 50):
+        whole, _ = kernel(case.query, plan=case.plan(share=False), window=window)
+        for first, size in [(0, 1), (3, 2), (20, 3), (69, 1), (30, 20)]:
+            rows, end = slice(first, first + size), context - length + first + size
+            plan = AttentionPlan([size], [end], case.tables, share=False)
+            part, _ = kernel(case.query[rows], plan=plan, window=window)
+            assert torch.equal(part, whole[rows])
+
+
 def test_long_contexts_are_split_and_merged() -> None:
     case = AttentionCase(
         [((), 2100, 1), ((("long", 80),), 1290, 2), ((("long", 80),), 1400, 1)], (4, 2), 64, torch.float32
@@ -304,6 +324,7 @@ def test_a_plan_covers_every_key_of_every_row_once() -> None:
     assert sorted((piece.first_key, piece.num_keys) for piece in shared) == [(0, 80), (0, 96), (80, 64)]
 
 
-def test_sources_are_package_data() -> None:
+def test_every_source_is_compiled_or_part_of_the_key() -> None:
     folder = Path(CpuBackend.__init__.__code__.co_filename).parent
-    assert {path.name for path in folder.iterdir()} >= {*SOURCES, *HEADERS}
+    assert {path.name for path in folder.glob("*.cpp")} == set(SOURCES)
+    assert {path.name for path in folder.glob("*.h")} == set(HEADERS)

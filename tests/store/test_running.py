@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from parrot_mq.errors import Fenced
+from parrot_mq.store import streams
+from parrot_mq.store.emission import MAX_CHARACTERS, MAX_PIECES, Emission
 from parrot_mq.store.engine import Renewal
+from parrot_mq.store.partition import Partition
+from parrot_mq.store.streams import read_streams
 from tests.store.lab import Lab
 
 
@@ -73,6 +78,52 @@ async def test_the_same_piece_again_is_none(lab: Lab) -> None:
     assert [piece.text for piece in await lab.reader.pieces(output)] == ["a", "b"]
 
 
+async def test_pieces_of_several_go_in_one_call_each_by_itself(lab: Lab) -> None:
+    """Two sessions' outputs, one of which was cancelled, and one of whose pieces is there already."""
+    sessions = [await lab.session(), await lab.session()]
+    pairs = [await lab.one(session) for session in (*sessions, *sessions)]
+    claims = [await lab.start(request) for request, _ in pairs]
+    await lab.producer.cancel_requests([pairs[1][0]])
+    pieces = [Emission(claim.request, claim.fence, 0, (1, 2), text) for claim, text in zip(claims, "abcd", strict=True)]
+    await lab.engine.emit(claims[2].request, claims[2].fence, 0, (1, 2), "c")
+    async with lab.partition.blocking.pubsub() as pubsub:
+        channels = [lab.keys.session_channel(session) for session in sessions]
+        await pubsub.subscribe(*channels)
+        heard: dict[str, str] = {}
+        async with asyncio.timeout(10):
+            for _ in channels:  # until they are confirmed: a message before that is nobody's
+                while await pubsub.get_message(timeout=1) is None:
+                    pass
+            refusals = await lab.engine.emit_many(pieces)
+            while len(heard) < 2:
+                if message := await pubsub.get_message(ignore_subscribe_messages=True, timeout=1):
+                    heard[message["channel"]] = message["data"]
+    assert [type(refusal) for refusal in refusals] == [type(None), Fenced, type(None), type(None)]
+    assert heard == {channels[0]: pairs[0][1], channels[1]: pairs[3][1]}
+    found = [await lab.reader.pieces(output) for _, output in pairs]
+    assert [[piece.text for piece in stream if not piece.last] for stream in found] == [["a"], [], ["c"], ["d"]]
+
+
+async def test_more_pieces_than_a_call_takes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In calls that are bounded by their number, and by the size of their texts."""
+    session = await lab.session()
+    pairs = [await lab.one(session) for _ in range(MAX_PIECES + 2)]
+    claims = [await lab.start(request) for request, _ in pairs]
+    texts = ["x" * (MAX_CHARACTERS + 1), "y" * MAX_CHARACTERS, *("z" for _ in range(MAX_PIECES))]
+    pieces = [Emission(claim.request, claim.fence, 0, (), text) for claim, text in zip(claims, texts, strict=True)]
+    call, sizes = Partition.call, []
+
+    async def counted(partition: Partition, name: str, *args: str | int | float) -> Any:
+        sizes.append(len(args) // len(pieces[0].to_args()))
+        return await call(partition, name, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Partition, "call", counted)
+        assert await lab.engine.emit_many(pieces) == [None] * len(pieces)
+    assert sizes == [1, 1, MAX_PIECES]
+    assert [(await lab.reader.pieces(output))[0].text for _, output in pairs] == texts
+
+
 @pytest.mark.parametrize("why", ["not started", "lost", "done", "unknown"])
 async def test_only_the_owner_may_emit(lab: Lab, why: str) -> None:
     request, output = await lab.one(await lab.session())
@@ -108,3 +159,30 @@ async def test_the_stream_of_a_resolved_variable_is_closed(lab: Lab) -> None:
     (piece,) = await lab.reader.pieces(errored)
     assert piece.last
     assert 0 < await lab.redis.pttl(lab.keys.tokens(errored)) <= 300_000
+
+
+async def test_many_streams_are_read_in_one_call(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came after a place, with the state; a call gives a bounded number of pieces, and says if there are more."""
+    pairs = [await lab.one(await lab.session()) for _ in range(3)]
+    claims = [await lab.start(request) for request, _ in pairs]
+    for claim, text in zip(claims, "abc", strict=True):
+        for at in range(3):
+            await lab.engine.emit(claim.request, claim.fence, at, [at], text * (at + 1))
+    outputs = [output for _, output in pairs]
+    await lab.complete(claims[1])
+    unknown = lab.id("v")
+    whole = await read_streams(lab.partition, [*((output, "0") for output in outputs), (unknown, "0")])
+    assert [part.state for part in whole] == ["pending", "ready", "pending", None]
+    assert not any(part.is_cut for part in whole)
+    assert [list(part.pieces) for part in whole] == [await lab.reader.pieces(i) for i in (*outputs, unknown)]
+    assert [piece.text for piece in whole[0].pieces] == ["a", "aa", "aaa"]
+    after = whole[2].pieces[0].entry_id
+    monkeypatch.setattr(streams, "MAX_PIECES", 4)
+    first, second, third = await read_streams(
+        lab.partition, [(outputs[2], after), (outputs[0], "0"), (outputs[1], "0")]
+    )
+    assert ([piece.text for piece in first.pieces], first.is_cut) == (["cc", "ccc"], False)
+    assert ([piece.text for piece in second.pieces], second.is_cut) == (["a", "aa"], True)
+    assert (third.pieces, third.is_cut, third.state) == ((), True, "ready")
+    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    assert await read_streams(lab.partition, [(output, "0") for output in outputs]) == whole[:3]

@@ -32,7 +32,7 @@ from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store import ProducerStore, Reader, SchedulerStore, Store, connect, encode_value
 from parrot_mq.store.reader import engines
 from parrot_mq.store.records import DispatchItem, NewVariable, RequestRecord, VariableRecord
-from parrot_workers.engine.port import Engine, SequenceInput, SequenceOutput
+from parrot_workers.engine.port import EnginePort, SequenceInput, SequenceOutput
 from parrot_workers.sim import InstantClock, SimEngine
 from parrot_workers.worker import EngineWorker
 
@@ -287,7 +287,7 @@ def open_real(redis_url: str) -> OpenStore:
 @contextlib.asynccontextmanager
 async def _working(
     open_store: OpenStore,
-    make_engine: Callable[[], Engine] = lambda: SimEngine(clock=InstantClock()),
+    make_engine: Callable[[], EnginePort] = lambda: SimEngine(clock=InstantClock()),
     *,
     store: StoreSettings | None = None,
     **settings: Any,

@@ -15,7 +15,7 @@ from parrot_mq.store.reader import engines
 from parrot_mq.store.server import RedisServer
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.sim import InstantClock, SimEngine
-from parrot_workers.worker import delivery, stepper
+from parrot_workers.worker import persist, stepper
 
 PATIENCE_S = 30.0
 LONG = {"max_tokens": 400}
@@ -182,7 +182,7 @@ async def test_a_result_that_redis_never_takes_is_dropped_in_the_end(
         return any("is dropped, it will run again" in record.getMessage() for record in caplog.records)
 
     monkeypatch.setattr(EngineStore, "complete_many", away)
-    monkeypatch.setattr(delivery, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(persist, "GIVE_UP_S", 0.0)
     async with working(open_store) as worker:
         asked = await desk.ask("echo:lost", dispatch_to=worker.engine_id)
         await eventually(dropped)

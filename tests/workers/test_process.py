@@ -213,9 +213,9 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         def __init__(self, model: str, **options: Any) -> None:
             made.append((model, options))
 
-    module: Any = types.ModuleType("torch_engine")
-    module.TorchEngine = Stub
-    monkeypatch.setitem(sys.modules, "parrot_workers.engine.torch_engine", module)
+    module: Any = types.ModuleType("engine")
+    module.Engine = Stub
+    monkeypatch.setitem(sys.modules, "parrot_workers.engine.engine", module)
     arguments = [
         "--model",
         "org/m",

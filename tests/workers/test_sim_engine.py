@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parrot_mq.messages import CostModel, SamplingParams
-from parrot_workers.engine.port import Engine, FinishReason, PromptSegment, SequenceInput, SequenceOutput
+from parrot_workers.engine.port import EnginePort, FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.sim import InstantClock, RealClock, SimEngine
 from parrot_workers.sim.prefix_cache import PrefixCache
 from parrot_workers.sim.script import count_tokens, write_script
@@ -24,7 +24,7 @@ def sequence(
     return SequenceInput(name, segments, SamplingParams(**sampling), rank=rank, forced_ids=forced)
 
 
-def run(engine: Engine, *sequences: SequenceInput) -> dict[str, list[SequenceOutput]]:
+def run(engine: EnginePort, *sequences: SequenceInput) -> dict[str, list[SequenceOutput]]:
     for one in sequences:
         engine.add(one)
     outputs: dict[str, list[SequenceOutput]] = {one.id: [] for one in sequences}

@@ -8,13 +8,13 @@ import torch
 
 from benchmarks.engine.serve import Emit, Setup, serve
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.port import PromptSegment, SequenceInput
-from parrot_workers.engine.torch_engine import TorchEngine
 
 
 class ParrotSystem:
     def __init__(self, setup: Setup) -> None:
-        self._engine = TorchEngine(
+        self._engine = Engine(
             setup.folder,
             dtype=setup.dtype,
             max_num_seqs=setup.max_num_seqs,

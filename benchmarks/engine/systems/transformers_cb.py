@@ -10,7 +10,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from benchmarks.engine.serve import Emit, Setup, serve
 
-PAGE_TOKENS = int(os.environ.get("PAGE", 32))
+PAGE_TOKENS = 32
 """Prefixes are shared by whole pages; by default one has 256 tokens, more than most prefixes here."""
 NEVER_EOS = -1
 RESULT_TIMEOUT_S = 0.05
@@ -27,9 +27,8 @@ class ContinuousSystem:
             ContinuousBatchingConfig(
                 page_size=PAGE_TOKENS,
                 num_blocks=setup.max_num_seqs * 512 // PAGE_TOKENS,
-                max_batch_tokens=int(os.environ.get("MBT", 512)),
+                max_batch_tokens=512,
                 max_requests_per_batch=setup.max_num_seqs,
-                default_compile_level=int(os.environ.get("LEVEL", 0)),
             ),
         )
         self._manager.start()

@@ -45,6 +45,9 @@ class ClockEngine:
     def has_work(self) -> bool:
         return bool(self._added)
 
+    def check(self) -> None:
+        """There are no books."""
+
     def close(self) -> None:
         self._added.clear()
 

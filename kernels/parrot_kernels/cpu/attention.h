@@ -7,30 +7,14 @@
 // which thread ran what, and a row's arithmetic does not depend on the other rows of its tile.
 #pragma once
 
-#include <vector>
+#include <type_traits>
 
-#include "plan.h"
+#include "narrow.h"
 #include "threads.h"
-#include "tiles.h"
 
 namespace parrot {
 
 constexpr float NOTHING = -INFINITY;
-
-// The tiles of rows of a plan's pieces, where a KV head has `fold` query heads.
-struct Tile {
-  int32_t piece, first_entry, last_entry;
-};
-
-inline std::vector<Tile> tiles_of(const Plan& plan, int64_t fold) {
-  const int32_t step = static_cast<int32_t>(std::max<int64_t>(1, TILE_ROWS / fold));
-  std::vector<Tile> tiles;
-  tiles.reserve(plan.pieces);
-  for (int32_t piece = 0; piece < plan.pieces; ++piece)
-    for (int32_t entry = plan.row_start[piece]; entry < plan.row_start[piece + 1]; entry += step)
-      tiles.push_back({piece, entry, std::min(entry + step, plan.row_start[piece + 1])});
-  return tiles;
-}
 
 // What the threads that compute one attention share.
 struct AttentionRun {
@@ -57,10 +41,9 @@ struct Attention {
 
   // Items are handed out as threads come for them, so that a thread whose core is busy elsewhere takes fewer.
   void part(const AttentionRun& run, int thread, int threads) const {
-    const int64_t items = static_cast<int64_t>(run.tiles.size()) * kv_heads;
-    int64_t item;
-    while ((item = run.taken.fetch_add(1, std::memory_order_relaxed)) < items)
-      compute(run, item, item + threads < items ? item + threads : -1);
+    Feed feed(run.plan, run.tiles, run.taken, key_cache, value_cache, kv_heads, BLOCK * dim * sizeof(T), window,
+              threads);
+    while (const Item* item = feed.next()) compute(run, *item, feed);
     if (run.plan.merges == 0) return;
     run.barrier.wait(threads);
     Share share(run.plan.merges, thread, threads);
@@ -68,60 +51,97 @@ struct Attention {
   }
 
  private:
+  static constexpr int MANY = 0;
+  static constexpr int P_STRIDE = TILE_KEYS / Words::PER_WORD;  // words of a row of probabilities
+
   struct RowState {
     float largest, sum, decay;
   };
 
-  // Compute an item; meanwhile fetch the keys and values that this thread will want after it (-1: none).
-  void compute(const AttentionRun& run, int64_t item, int64_t next) const {
-    const auto [piece, first_entry, last_entry] = run.tiles[item / kv_heads];
-    const int64_t kv_head = item % kv_heads;
+  void compute(const AttentionRun& run, const Item& item, Feed& feed) const {
+    const auto [piece, first_entry, last_entry] = item.tile;
     const Plan& plan = run.plan;
-    alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], k[MAX_DIM / Words::PER_WORD * TILE_KEYS];
-    alignas(64) Word v[TILE_KEYS / Words::PER_WORD * MAX_DIM], p[TILE_ROWS * TILE_KEYS / Words::PER_WORD];
+    alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], p[TILE_ROWS * P_STRIDE];
     alignas(64) float s[TILE_ROWS * TILE_KEYS], o[TILE_ROWS * MAX_DIM];
     RowState state[TILE_ROWS];
     float decay[TILE_ROWS];
-    const int words = static_cast<int>(dim) / Words::PER_WORD, group = static_cast<int>(fold());
-    const int width = static_cast<int>(dim), rows = (last_entry - first_entry) * group;
-    int64_t end = 0;  // keys of the piece that some row of the tile sees
-    int64_t start = plan.num_keys[piece];
+    const int group = static_cast<int>(fold()), rows = (last_entry - first_entry) * group;
     for (int r = 0; r < rows; ++r) {
       int64_t row = plan.rows[first_entry + r / group];
-      copy_words(query + row * query_stride + (kv_head * group + r % group) * dim, q + r * words, width);
+      copy_words(query + row * query_stride + (item.kv_head * group + r % group) * dim, q + r * (dim / Words::PER_WORD),
+                 static_cast<int>(dim));
       state[r] = {NOTHING, 0, 1};
-      int64_t first, last;
-      seen(plan, piece, row, first, last);
-      start = std::min(start, first), end = std::max(end, last);
     }
     std::memset(o, 0, sizeof(float) * rows * dim);
     // Tiles lie at multiples of their size from the start of the piece, whichever of them are needed.
-    for (int64_t tile = start / TILE_KEYS * TILE_KEYS; tile < end; tile += TILE_KEYS) {
-      int count = static_cast<int>(std::min<int64_t>(TILE_KEYS, end - tile));
-      int columns = (count + BLOCK - 1) / BLOCK * BLOCK;
+    for (int64_t tile = item.first_key; tile < item.last_key; tile += TILE_KEYS) {
+      const int count = static_cast<int>(std::min<int64_t>(TILE_KEYS, item.last_key - tile));
+      const int columns = (count + BLOCK - 1) / BLOCK * BLOCK;
       const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
-      if (tile + TILE_KEYS < end)
-        prefetch(plan, piece, tile + TILE_KEYS, kv_head);
-      else if (next >= 0)
-        prefetch(plan, run.tiles[next / kv_heads].piece, 0, next % kv_heads);
-      for (int j = 0; j < columns; j += BLOCK)
-        pack_keys<Words>(page(key_cache, blocks[j / BLOCK], kv_head), k + j, width);
-      multiply<Words>(q, words, k, TILE_KEYS, words, s, TILE_KEYS, rows, columns, nullptr);
+      with_rows(rows, [&](auto n) { score<n>(q, blocks, item.kv_head, rows, columns, s, feed); });
       for (int r = 0; r < rows; ++r) {
         int64_t first, last;
-        seen(plan, piece, plan.rows[first_entry + r / group], first, last);
-        softmax_row(s + r * TILE_KEYS, p + r * (TILE_KEYS / Words::PER_WORD), columns, clamp(first - tile),
-                    clamp(last - tile), state[r]);
+        seen(plan, piece, plan.rows[first_entry + r / group], window, first, last);
+        softmax_row(s + r * TILE_KEYS, p + r * P_STRIDE, columns, clamp(first - tile), clamp(last - tile), state[r]);
         decay[r] = state[r].decay;
       }
-      for (int j = 0; j < count; j += BLOCK)
-        pack_values<Words, T>(page(value_cache, blocks[j / BLOCK], kv_head), v + j / Words::PER_WORD * dim,
-                              std::min(BLOCK, count - j), width);
-      int depth = (count + Words::PER_WORD - 1) / Words::PER_WORD;
-      multiply<Words>(p, TILE_KEYS / Words::PER_WORD, v, width, depth, o, width, rows, width, decay);
+      with_rows(rows, [&](auto n) { weigh<n>(p, blocks, item.kv_head, rows, count, decay, o, feed); });
     }
     for (int r = 0; r < rows; ++r)
-      finish(run, first_entry + r / group, kv_head * group + r % group, o + r * dim, state[r]);
+      finish(run, first_entry + r / group, item.kv_head * group + r % group, o + r * dim, state[r]);
+  }
+
+  // Call f with the number of rows if it is a small one, else with MANY.
+  template <class F>
+  static void with_rows(int rows, F f) {
+    static_assert(NARROW_ROWS <= 4);
+    switch (rows <= NARROW_ROWS ? rows : MANY) {
+      case 1: return f(std::integral_constant<int, 1>());
+      case 2: return f(std::integral_constant<int, 2>());
+      case 3: return f(std::integral_constant<int, 3>());
+      case 4: return f(std::integral_constant<int, 4>());
+      default: return f(std::integral_constant<int, MANY>());
+    }
+  }
+
+  // Set s[rows, columns] to q times the keys of `blocks`.
+  template <int ROWS>
+  void score(const Word* q, const int32_t* blocks, int64_t kv_head, int rows, int columns, float* s, Feed& feed) const {
+    const int width = static_cast<int>(dim), words = width / Words::PER_WORD;
+    const TilePages<T> pages = pages_of(key_cache, blocks, kv_head, columns, feed);
+    if constexpr (ROWS != MANY) {
+      score_tile<Words, ROWS>(q, pages, columns, width, s);
+    } else {
+      alignas(64) Word k[MAX_DIM / Words::PER_WORD * TILE_KEYS];
+      for (int j = 0; j < columns; j += BLOCK) {
+        fetch_page(pages.next[j / BLOCK]);
+        pack_keys<Words>(pages.page[j / BLOCK], k + j, width);
+      }
+      multiply<Words>(q, words, k, TILE_KEYS, words, s, TILE_KEYS, rows, columns, nullptr);
+    }
+  }
+
+  // Set o[rows, dim] to o * decay plus p times the first `count` values of `blocks`.
+  template <int ROWS>
+  void weigh(const Word* p, const int32_t* blocks, int64_t kv_head, int rows, int count, const float* decay, float* o,
+             Feed& feed) const {
+    const int width = static_cast<int>(dim);
+    const TilePages<T> pages = pages_of(value_cache, blocks, kv_head, count, feed);
+    if constexpr (ROWS != MANY) {
+      weigh_tile<Words, ROWS>(p, pages, count, width, decay, o);
+    } else {
+      alignas(64) Word v[TILE_KEYS / Words::PER_WORD * MAX_DIM];
+      for (int j = 0; j < count; j += BLOCK) {
+        fetch_page(pages.next[j / BLOCK]);
+        pack_values<Words, T>(pages.page[j / BLOCK], v + j / Words::PER_WORD * dim, std::min(BLOCK, count - j), width);
+      }
+      const int depth = (count + Words::PER_WORD - 1) / Words::PER_WORD;
+      multiply<Words>(p, P_STRIDE, v, width, depth, o, width, rows, width, decay);
+    }
+  }
+
+  void fetch_page(const char* page) const {
+    for (size_t line = 0; line < BLOCK * dim * sizeof(T); line += 64) fetch(page, line);
   }
 
   // Turn a row of raw scores into probabilities (relative to the largest so far) of the keys in [first, last).
@@ -132,14 +152,17 @@ struct Attention {
     for (int v = 0; v < vecs; ++v) {
       vec score = load(scores + v * LANES) * set(scale);
       if (softcap > 0) score = set(softcap) * tanh(score * set(1.0f / softcap));
-      vec key = lane_numbers() + set(static_cast<float>(v * LANES));
-      score = where_less(key, set(static_cast<float>(first)), set(NOTHING), score);
-      x[v] = where_less(key, set(static_cast<float>(last)), score, set(NOTHING));
+      if (first > 0 || last < columns) {
+        vec key = lane_numbers() + set(static_cast<float>(v * LANES));
+        score = where_less(key, set(static_cast<float>(first)), set(NOTHING), score);
+        score = where_less(key, set(static_cast<float>(last)), score, set(NOTHING));
+      }
+      x[v] = score;
       highest = larger(highest, x[v]);
     }
-    float top = std::fmax(state.largest, largest(highest));
+    float top = std::max(state.largest, largest(highest));  // a NaN is not larger
     if (top == NOTHING) {  // no key yet
-      for (int v = 0; v < vecs; ++v) store_words(probabilities, v * LANES, zero());
+      for (int v = 0; v < vecs; ++v) store_probabilities(probabilities, v * LANES, zero());
       state.decay = 1;
       return;
     }
@@ -147,35 +170,20 @@ struct Attention {
     for (int v = 0; v < vecs; ++v) {
       vec p = exp(x[v] - set(top));
       sums = sums + p;
-      store_words(probabilities, v * LANES, p);
+      store_probabilities(probabilities, v * LANES, p);
     }
     state.decay = std::exp(state.largest - top);
     state.sum = state.sum * state.decay + sum(sums);
     state.largest = top;
   }
 
-  // Pages lie apart, so that the hardware does not see them coming.
-  void prefetch(const Plan& plan, int64_t piece, int64_t tile, int64_t kv_head) const {
-    const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
-    int64_t keys = std::min<int64_t>(TILE_KEYS, plan.num_keys[piece] - tile);
-    for (int64_t j = 0; j < keys; j += BLOCK)
-      for (const T* cache : {key_cache, value_cache}) {
-        const char* from = reinterpret_cast<const char*>(page(cache, blocks[j / BLOCK], kv_head));
-        for (size_t i = 0; i < BLOCK * dim * sizeof(T); i += 64) _mm_prefetch(from + i, _MM_HINT_T1);
-      }
-  }
-
-  // The keys [first, last) of a piece that a query row sees: causal, and at most a window back.
-  void seen(const Plan& plan, int64_t piece, int64_t row, int64_t& first, int64_t& last) const {
-    int64_t position = plan.positions[row] - plan.first_key[piece];
-    last = std::min<int64_t>(std::max<int64_t>(position + 1, 0), plan.num_keys[piece]);
-    first = window > 0 ? std::min(std::max<int64_t>(position + 1 - window, 0), last) : 0;
-  }
-
   static int clamp(int64_t key) { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(key, 0), TILE_KEYS)); }
 
-  const T* page(const T* cache, int64_t block, int64_t kv_head) const {
-    return cache + (block * kv_heads + kv_head) * BLOCK * dim;
+  TilePages<T> pages_of(const T* cache, const int32_t* blocks, int64_t kv_head, int keys, Feed& feed) const {
+    TilePages<T> pages;
+    for (int j = 0; j * BLOCK < keys; ++j)
+      pages.page[j] = cache + (blocks[j] * kv_heads + kv_head) * BLOCK * dim, pages.next[j] = feed.next_page();
+    return pages;
   }
 
   void finish(const AttentionRun& run, int64_t entry, int64_t head, const float* row, const RowState& state) const {

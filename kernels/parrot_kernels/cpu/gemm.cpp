@@ -12,7 +12,9 @@ using namespace parrot;
 
 namespace {
 
-constexpr int64_t BLOCK_BYTES = 512 << 10;  // of x: half of a second-level cache, the rest is for a panel
+constexpr int64_t BLOCK_BYTES = 512 << 10;  // of x: half of a second-level cache,
+constexpr int64_t GROUP_BYTES = 256 << 10;  // and a quarter of it for panels
+constexpr int64_t ALIAS_BYTES = 4096;       // lines that far apart fight for the same places in a first-level cache
 
 // Memory of this thread for rows of x, kept from call to call.
 class Scratch {
@@ -75,9 +77,9 @@ template <class W, class T>
 Words<W> words_of(const T* x, int64_t x_stride, int64_t rows, int64_t in) {
   using Word = typename W::x_word;
   constexpr bool IS_SAME = sizeof(Word) == W::PER_WORD * sizeof(T);
-  if (IS_SAME && rows <= MAX_ROWS && in % W::PER_WORD == 0 && x_stride % W::PER_WORD == 0)
+  const bool is_apart = rows <= MAX_ROWS || x_stride * sizeof(T) % ALIAS_BYTES != 0;
+  if (IS_SAME && is_apart && in % W::PER_WORD == 0 && x_stride % W::PER_WORD == 0)
     return {reinterpret_cast<const Word*>(x), x_stride / W::PER_WORD};
-  // Rows a line further apart than a power of two do not fight for the same lines of the cache.
   int64_t stride = (depth_of<W>(in) * sizeof(Word) + 127) / 64 * 64 / sizeof(Word);
   auto* words = static_cast<Word*>(scratch.of(rows * stride * sizeof(Word)));
   for (int64_t r = 0; r < rows; ++r) copy_words(x + r * x_stride, in, words + r * stride);
@@ -103,27 +105,40 @@ template <class T, class Out>
 void gemm_part(const T* x, int64_t x_stride, int64_t rows, const Packed<T>& w, Out* out, int64_t out_stride, int thread,
                int threads) {
   using W = typename PanelOf<T>::type;
-  const int64_t depth = depth_of<W>(w.in), panels = num_panels(w.out);
+  const int64_t depth = depth_of<W>(w.in), panels = num_panels(w.out), panel_words = depth * PANEL;
   const int64_t first = panels * thread / threads, last = panels * (thread + 1) / threads;
   const auto* weights = static_cast<const typename W::weight_word*>(w.data);
-  const int64_t row_bytes = depth * sizeof(typename W::x_word);
-  const int64_t block = std::max<int64_t>(MAX_ROWS, BLOCK_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
   alignas(64) float sums[MAX_ROWS * MAX_PANELS * PANEL];
+
+  // Rows begin to begin + count of x times panels p to p + taken.
+  auto multiply = [&](const Words<W>& a, int64_t row, int64_t begin, int64_t count, int64_t p, int64_t taken) {
+    const int64_t column = p * PANEL, width = taken * PANEL;
+    KERNELS<W>[count - 1][taken > 1](a.data + begin * a.stride, a.stride, weights + p * panel_words, depth, sums);
+    finish(sums, count, width, std::min(width, w.out - column), w.bias ? w.bias + column : nullptr,
+           out + (row + begin) * out_stride + column, out_stride);
+  };
+
+  const int64_t row_bytes = std::max<int64_t>(1, depth * sizeof(typename W::x_word));
+  const int64_t panel_bytes = std::max<int64_t>(1, panel_words * sizeof(*weights));
+  const int64_t block = std::max<int64_t>(MAX_ROWS, BLOCK_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
   for (int64_t row = 0; row < rows; row += block) {
-    const int64_t block_rows = std::min(block, rows - row);
+    const int64_t block_rows = std::min(block, rows - row), tiles = (block_rows + MAX_ROWS - 1) / MAX_ROWS;
     const Words<W> a = words_of<W>(x + row * x_stride, x_stride, block_rows, w.in);
-    const int64_t tiles = (block_rows + MAX_ROWS - 1) / MAX_ROWS;
-    const int64_t group = tiles == 1 ? panels_for(block_rows) : 1;
-    for (int64_t p = first, taken; p < last; p += taken) {
-      taken = p + group <= last ? group : 1;
-      const int64_t column = p * PANEL;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t begin = block_rows * t / tiles, tile = block_rows * (t + 1) / tiles - begin;
-        KERNELS<W>[tile - 1][taken > 1](a.data + begin * a.stride, a.stride, weights + p * depth * PANEL, depth, sums);
-        finish(sums, tile, taken * PANEL, std::min(taken * PANEL, w.out - column), w.bias ? w.bias + column : nullptr,
-               out + (row + begin) * out_stride + column, out_stride);
+    if (tiles == 1) {
+      const int64_t several = panels_for(block_rows);
+      for (int64_t p = first, taken; p < last; p += taken) {
+        taken = p + several <= last ? several : 1;
+        multiply(a, row, 0, block_rows, p, taken);
       }
+      continue;
     }
+    // A tile of rows meets a group of panels before the next tile does: neighbouring outputs are written together.
+    const int64_t group = std::max<int64_t>(1, GROUP_BYTES / panel_bytes);
+    for (int64_t p = first; p < last; p += group)
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t begin = block_rows * t / tiles, end = block_rows * (t + 1) / tiles;
+        for (int64_t q = p; q < std::min(last, p + group); ++q) multiply(a, row, begin, end - begin, q, 1);
+      }
   }
 }
 

@@ -5,12 +5,10 @@
 
 #include "simd.h"
 #include "transpose.h"
+#include "work.h"
 
 namespace parrot {
 
-constexpr int BLOCK = 16;      // keys of a cache block
-constexpr int TILE_KEYS = 64;  // keys of a tile
-constexpr int TILE_ROWS = 64;  // rows (query x head) of a tile
 constexpr int MAX_DIM = 128;
 
 // How operands lie in packed tiles: a word is what one lane of a fused multiply-add takes.
@@ -20,6 +18,11 @@ struct FloatWords {
   static vec vector(const float* p) { return load(p); }
   static vec repeated(const float* p) { return set(*p); }
   static vec multiply_add(vec a, vec b, vec sum) { return fma(a, b, sum); }
+
+  // LANES words from element `i` of a row on.
+  template <class T>
+  static words row(const T* row, int i) { return as_words(load(row + i)); }
+  static vec operand(words x) { return as_floats(x); }
 };
 
 #if defined(__AVX512BF16__)
@@ -29,6 +32,9 @@ struct PairWords {
   static __m512bh vector(const uint32_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static __m512bh repeated(const uint32_t* p) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*p)); }
   static vec multiply_add(__m512bh a, __m512bh b, vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
+
+  static words row(const bf16* row, int i) { return load_words(row + i); }
+  static __m512bh operand(words x) { return (__m512bh)x; }
 };
 #endif
 
@@ -129,25 +135,31 @@ inline void pack_keys<PairWords>(const bf16* keys, uint32_t* tile, int dim) {
   transpose_block(reinterpret_cast<const uint32_t*>(keys), tile, dim / 2);
 }
 
-// Word (k / 2, i) holds element i of row k and of row k + 1.
-template <class W, class T>
-inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) {
-  // Elements 0, 32, 1, 33, ... of two rows put together, and the same from element 16 on.
+// Words of elements 0, 1, ... 31 of two rows: each holds an element of the one and of the other (null: zeros).
+inline void pair_rows(const bf16* even_row, const bf16* odd_row, words (&pair)[2]) {
   const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i pick_low = _mm512_add_epi32(_mm512_mullo_epi32(numbers, _mm512_set1_epi32(0x10001)),
                                             _mm512_set1_epi32(0x200000));
   const __m512i pick_high = _mm512_add_epi32(pick_low, _mm512_set1_epi32(0x100010));
+  const words even = load_words(even_row), odd = odd_row ? load_words(odd_row) : _mm512_setzero_si512();
+  pair[0] = _mm512_permutex2var_epi16(even, pick_low, odd);
+  pair[1] = _mm512_permutex2var_epi16(even, pick_high, odd);
+}
+
+// Word (k / 2, i) holds element i of row k and of row k + 1.
+template <class W, class T>
+inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) {
   for (int k = 0; k < count; k += 2, tile += dim)
     for (int i = 0; i < dim; i += 32) {
-      __m512i even = _mm512_loadu_si512(values + k * dim + i);
-      __m512i odd = k + 1 < count ? _mm512_loadu_si512(values + (k + 1) * dim + i) : _mm512_setzero_si512();
-      _mm512_storeu_si512(tile + i, _mm512_permutex2var_epi16(even, pick_low, odd));
-      _mm512_storeu_si512(tile + i + 16, _mm512_permutex2var_epi16(even, pick_high, odd));
+      words pair[2];
+      pair_rows(values + k * dim + i, k + 1 < count ? values + (k + 1) * dim + i : nullptr, pair);
+      store_words(tile + i, pair[0]);
+      store_words(tile + i + 16, pair[1]);
     }
 }
 #endif
 
-inline void store_words(float* to, int i, vec x) { store(to + i, x); }
-inline void store_words(uint32_t* to, int i, vec x) { store(reinterpret_cast<bf16*>(to) + i, x); }
+inline void store_probabilities(float* to, int i, vec x) { store(to + i, x); }
+inline void store_probabilities(uint32_t* to, int i, vec x) { store(reinterpret_cast<bf16*>(to) + i, x); }
 
 }  // namespace parrot

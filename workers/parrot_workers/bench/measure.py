@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from parrot_mq.messages import SamplingParams
-from parrot_workers.engine.port import Engine, PromptSegment, SequenceInput
+from parrot_workers.engine.port import EnginePort, PromptSegment, SequenceInput
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class EngineFault(RuntimeError):
     """The engine did not do what was asked; the message says what it said."""
 
 
-def measure(engine: Engine, work: Work, batches: Sequence[int], rounds: int) -> Iterator[Figures]:
+def measure(engine: EnginePort, work: Work, batches: Sequence[int], rounds: int) -> Iterator[Figures]:
     """Give the medians of ``rounds`` for each batch, first without a shared prefix, then with it in the cache.
 
     A round before them is not counted. The engine must have no other work. Raises EngineFault.
@@ -64,7 +64,7 @@ def measure(engine: Engine, work: Work, batches: Sequence[int], rounds: int) -> 
             yield Figures.median([_round(engine, kind, batch, source) for _ in range(rounds + 1)][1:])
 
 
-def _round(engine: Engine, work: Work, batch: int, source: random.Random) -> Figures:
+def _round(engine: EnginePort, work: Work, batch: int, source: random.Random) -> Figures:
     shared = tuple(source.choices(work.token_ids, k=work.shared_tokens))
     if shared:
         _run(engine, [shared], 1)
@@ -84,7 +84,7 @@ def _round(engine: Engine, work: Work, batch: int, source: random.Random) -> Fig
     )
 
 
-def _run(engine: Engine, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> tuple[list[float], float, int]:
+def _run(engine: EnginePort, prompts: Sequence[tuple[int, ...]], num_tokens: int) -> tuple[list[float], float, int]:
     """Run ``prompts`` to their ends.
 
     Returns the time of each first token, the time of the end, and how many tokens there were at the last first token.

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """Takes sequences, runs steps, says what came out: the port's ``Engine`` and ``TakesHints``.
+    """Takes sequences, runs steps, says what came out: ``EnginePort`` and ``TakesHints``.
 
     ``on_step`` is called after each step with its statistics; ``clock`` is what the times of ``retain`` are measured
     by. One thread owns it.

@@ -97,7 +97,12 @@ class HostTier:
         return self._loads.keys()
 
     def store(self, digest: bytes, block: int) -> None:
-        """Keep the content of ``block``, which is given away, if it is not here and there is a slot for it."""
+        """Keep the content of ``block``, which is given away, if it is not here and there is a slot for it.
+
+        Not where copies never pay: nobody would come for it.
+        """
+        if not self.cost.can_pay:
+            return
         if digest in self._slots:
             self._slots.move_to_end(digest)
             return

@@ -7,18 +7,18 @@ import uuid
 from collections.abc import Sequence
 
 from parrot_mq.messages import SamplingParams
-from parrot_workers.engine.port import Engine, PromptSegment, SequenceInput, SequenceOutput
+from parrot_workers.engine.port import EnginePort, PromptSegment, SequenceInput, SequenceOutput
 
 Prompt = str | Sequence[int] | Sequence[PromptSegment]
 """Text, token ids, or segments."""
 
 
 def generate(
-    engine: Engine,
+    engine: EnginePort,
     prompts: str | Sequence[Prompt],
     sampling: SamplingParams | Sequence[SamplingParams] | None = None,
 ) -> list[SequenceOutput]:
-    """Run ``prompts`` to their ends on an idle ``engine``; see ``TorchEngine.generate``."""
+    """Run ``prompts`` to their ends on an idle ``engine``; see ``Engine.generate``."""
     if engine.has_work():
         raise ValueError("generate is for an engine of one's own: this one has other work")
     prompts = [prompts] if isinstance(prompts, str) else prompts

@@ -113,7 +113,7 @@ class EngineSpec:
     cost: CostModel = dataclasses.field(default_factory=CostModel)
 
 
-class Engine(Protocol):
+class EnginePort(Protocol):
     """A model with continuous batching. Not thread-safe: one thread owns it."""
 
     @property

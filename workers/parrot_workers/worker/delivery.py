@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from parrot_mq.errors import (
     BadType,
     EngineFailed,
     ErrorRecord,
-    Fenced,
     InvalidRequest,
     NotClaimed,
-    Overloaded,
     StepError,
-    StoreError,
     TransformFailed,
     ValueTooLarge,
 )
@@ -26,16 +22,16 @@ from parrot_mq.store.completion import Completion
 from parrot_mq.store.records import Usage, Value
 from parrot_workers.engine.port import FinishReason, SequenceOutput
 from parrot_workers.worker.outbox import Outbox
+from parrot_workers.worker.persist import persist
 from parrot_workers.worker.run import Run
 from parrot_workers.worker.stepper import monotonic_s
+from parrot_workers.worker.stream_writer import StreamWriter
 from parrot_workers.worker.transform import apply_transform
 
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 32
-"""Pieces and failures being written at once; each takes a connection of the pool."""
-GIVE_UP_S = 300.0
-"""How long a result outlasts a Redis that is away or full, before it is dropped and the request runs again."""
+"""Failures being written at once; each takes a connection of the pool."""
 
 
 class Delivery:
@@ -60,31 +56,26 @@ class Delivery:
         self._fenced = fenced
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._outboxes: dict[EngineStore, Outbox] = {}
+        self._stream_writers: dict[EngineStore, StreamWriter] = {}
         self.identity = ""
         """``model@tokenizer_digest``; empty if generated ids mean nothing to anybody else."""
 
-    async def stream(self, run: Run) -> None:
-        """Write pieces of ``run`` as they come, joined for ``emit_interval_ms``, until it leaves the engine."""
-        while run.in_engine and not run.dropped:
-            await run.news.wait()
-            await self.flush(run)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._worker.emit_interval_ms / 1000):
-                    await run.left.wait()
+    def stream(self, run: Run) -> None:
+        """Have what ``run`` has written as pieces of its stream, and what comes with each ``note``."""
+        if run.answered is not None and not run.answered.done():
+            run.answered.add_done_callback(lambda _: self.note(run))
+        else:
+            self.note(run)
+
+    def note(self, run: Run) -> None:
+        """A streamed run has something new. While its claim is not answered it keeps that."""
+        if run.is_claimed:
+            self._stream_writer(run.store).note(run)
 
     async def flush(self, run: Run) -> None:
-        """Write what has not been streamed yet. The lock keeps the pieces in order."""
+        """Write what has not been streamed yet."""
         await run.claimed()
-        async with run.emitting:
-            if run.dropped or (piece := run.take_piece()) is None:
-                return
-            request, fence = run.pair
-
-            async def emit() -> None:
-                async with self._slots:
-                    await run.store.emit(request, fence, piece.offset, piece.token_ids, piece.text)
-
-            await self._persist(run, emit)
+        await self._stream_writer(run.store).flush(run)
 
     async def finish(self, run: Run, output: SequenceOutput) -> None:
         """Write the outcome of ``run``: its value, or the error that it ended with."""
@@ -135,6 +126,12 @@ class Delivery:
             self._outboxes[store] = Outbox(store, self._group)
         return self._outboxes[store]
 
+    def _stream_writer(self, store: EngineStore) -> StreamWriter:
+        if store not in self._stream_writers:
+            interval_s = self._worker.emit_interval_ms / 1000
+            self._stream_writers[store] = StreamWriter(store, self._group, interval_s, self._fenced)
+        return self._stream_writers[store]
+
     async def _values(self, run: Run, output: SequenceOutput) -> tuple[Value, Value | None]:
         """Return the value to store and, where there is a transform, the raw text. Raises a ``StepError``."""
         if output.finish is FinishReason.INVALID:
@@ -159,19 +156,9 @@ class Delivery:
 
     async def _persist(self, run: Run, write: Callable[[], Awaitable[None]]) -> None:
         """Write once Redis takes it; a run that is not ours any more is dropped."""
-        deadline_s = monotonic_s() + GIVE_UP_S
-        while not run.dropped:
-            try:
-                await write()
-                return
-            except Fenced as error:
-                self._fenced(run, str(error))
-                return
-            except StoreError as error:
-                wait_s = error.retry_after_s if isinstance(error, Overloaded) else 1.0
-                if monotonic_s() + wait_s > deadline_s:
-                    log.error("the outcome of request %s is dropped, it will run again: %s", run.claim.request, error)
-                    self._fenced(run, "Redis did not take its outcome in time")
-                    return
-                log.warning("request %s cannot be written yet: %s", run.claim.request, error)
-                await asyncio.sleep(wait_s)
+
+        async def write_one(_: Sequence[None]) -> list[None]:
+            await write()
+            return [None]
+
+        await persist({run: None}, write_one, self._fenced)

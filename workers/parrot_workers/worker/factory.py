@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from parrot_mq.errors import ConfigError
-from parrot_workers.engine.port import Engine
+from parrot_workers.engine.port import EnginePort
 from parrot_workers.sim import InstantClock, RealClock, SimEngine
 from parrot_workers.worker.options import Options
 
 
-def engine_factory(options: Options) -> Callable[[], Engine]:
+def engine_factory(options: Options) -> Callable[[], EnginePort]:
     """Return a function that builds the engine (slowly: it loads weights), to be called in the thread that owns it.
 
     Raises ``ConfigError`` if something that the kind needs is not installed; the returned function raises it for a
@@ -27,7 +27,7 @@ def engine_factory(options: Options) -> Callable[[], Engine]:
     return lambda: _torch(options)
 
 
-def _sim(options: Options) -> Engine:
+def _sim(options: Options) -> EnginePort:
     sizes = {"max_num_seqs": options.max_num_seqs, "max_model_len": options.max_model_len}
     return SimEngine(
         options.name,
@@ -45,11 +45,11 @@ def spare_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-def _torch(options: Options) -> Engine:
+def _torch(options: Options) -> EnginePort:
     import torch
 
+    from parrot_workers.engine.engine import Engine
     from parrot_workers.engine.step_log import StepLog
-    from parrot_workers.engine.torch_engine import TorchEngine
 
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     given: dict[str, Any] = {
@@ -63,7 +63,7 @@ def _torch(options: Options) -> Engine:
         "profile": options.profile,
         "on_step": StepLog(options.step_log) if options.step_log else None,
     }
-    engine: Engine = TorchEngine(
+    engine: EnginePort = Engine(
         options.model,
         name=options.name,
         device=device,

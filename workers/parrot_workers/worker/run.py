@@ -7,6 +7,7 @@ import dataclasses
 import threading
 
 from parrot_mq.messages import RequestSpec
+from parrot_mq.store.emission import Emission
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.records import Claim
 from parrot_workers.engine.port import SequenceOutput
@@ -16,15 +17,6 @@ from parrot_workers.worker.plan import Plan
 def sequence_id(request: str, fence: str) -> str:
     """Return the id of an attempt inside the engine: one request may come back under a new fence."""
     return f"{request}/{fence}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """Output that is ready to be streamed; ``offset`` counts the output tokens before it."""
-
-    offset: int
-    token_ids: tuple[int, ...]
-    text: str
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -44,8 +36,10 @@ class Run:
     answered: asyncio.Future[None] | None = None
     """Ends with the answer to its claim, if the run has begun before; ``claim`` is then what was offered."""
     streamed: bool = False
-    left: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    """Set when it occupies none of the engine's slots any more."""
+    stream_due_s: float = 0.0
+    """When its next piece may be written, in seconds of the event loop's clock."""
+    in_engine: bool = True
+    """Whether it occupies one of the engine's slots, or is about to."""
     dropped: bool = False
     """It is not ours any more: nothing of it may be written."""
     token_ids: list[int] = dataclasses.field(default_factory=list)
@@ -54,8 +48,6 @@ class Run:
     """Published tokens that the engine has said again."""
     num_emitted: int = 0
     """Tokens of ``token_ids`` that were streamed."""
-    news: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    emitting: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> str:
@@ -66,11 +58,6 @@ class Run:
     def pair(self) -> tuple[str, str]:
         """Request and fence, as the store's scripts want them."""
         return self.claim.request, self.claim.fence
-
-    @property
-    def in_engine(self) -> bool:
-        """Whether it occupies one of the engine's slots, or is about to."""
-        return not self.left.is_set()
 
     @property
     def is_claimed(self) -> bool:
@@ -93,18 +80,16 @@ class Run:
         self.token_ids.extend(output.token_ids[again:])
         if output.text and not again:
             self.text.append(output.text)
-        self.news.set()
 
-    def take_piece(self) -> Piece | None:
+    def take_piece(self) -> Emission | None:
         """Return what has not been streamed yet and count it as streamed; None if there is nothing."""
-        self.news.clear()
         ids, text = tuple(self.token_ids[self.num_emitted :]), "".join(self.text)
         if not ids and not text:
             return None
         offset = len(self.claim.published_ids) + self.num_emitted
         self.num_emitted += len(ids)
         self.text.clear()
-        return Piece(offset, ids, text)
+        return Emission(*self.pair, offset, ids, text)
 
 
 class Leases:

@@ -71,6 +71,8 @@ class Runner:
         if not run.token_ids:
             self._vitals.note_prefix(run.plan.prefix)
         run.add(output)
+        if run.streamed:
+            self.delivery.note(run)
         if output.finish is not None:
             self.table.leave_engine(run)
             self.claimer.wake()
@@ -166,7 +168,7 @@ class Runner:
     def _stream(self, run: Run) -> None:
         if not run.streamed:
             run.streamed = True
-            self._group.create_task(self.delivery.stream(run))
+            self.delivery.stream(run)
 
     async def _finish(self, run: Run, output: SequenceOutput) -> None:
         await self.delivery.finish(run, output)

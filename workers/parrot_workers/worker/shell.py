@@ -12,7 +12,7 @@ from parrot_mq.messages import EngineState
 from parrot_mq.settings import WorkerSettings
 from parrot_mq.store import EngineStore, Store
 from parrot_mq.store.records import Assignment, Control
-from parrot_workers.engine.port import Engine, EngineSpec
+from parrot_workers.engine.port import EnginePort, EngineSpec
 from parrot_workers.worker.keeper import Broken, Keeper, KeeperEvent, KeeperPort, KeeperTask, KeeperThread, Lost, Reaped
 from parrot_workers.worker.receiver import receive_loop
 from parrot_workers.worker.run import Leases
@@ -37,7 +37,7 @@ class EngineWorker:
     def __init__(
         self,
         open_store: Callable[[], Awaitable[Store]],
-        make_engine: Callable[[], Engine],
+        make_engine: Callable[[], EnginePort],
         *,
         name: str,
         kind: str,

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_workers.engine.port import (
-    Engine,
+    EnginePort,
     EngineSpec,
     EngineStats,
     PromptSegment,
@@ -57,7 +57,7 @@ class Failed:
 
 
 Event = Loaded | Stepped | Failed
-Command = Callable[[Engine], None]
+Command = Callable[[EnginePort], None]
 
 
 class StepThread:
@@ -70,7 +70,7 @@ class StepThread:
     are done with before the next step.
     """
 
-    def __init__(self, make: Callable[[], Engine], deliver: Callable[[Event], None]) -> None:
+    def __init__(self, make: Callable[[], EnginePort], deliver: Callable[[Event], None]) -> None:
         self._make = make
         self._deliver = deliver
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -95,7 +95,7 @@ class StepThread:
     def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
         """Pass another objective on, if the engine can use it."""
 
-        def run(engine: Engine) -> None:
+        def run(engine: EnginePort) -> None:
             if isinstance(engine, Reprioritises):
                 engine.set_objective(sequence_id, objective)
 
@@ -114,7 +114,7 @@ class StepThread:
         self._hint(lambda engine: engine.release(key))
 
     def _hint(self, give: Callable[[TakesHints], None]) -> None:
-        def run(engine: Engine) -> None:
+        def run(engine: EnginePort) -> None:
             if isinstance(engine, TakesHints):
                 give(engine)
 
@@ -149,7 +149,7 @@ class StepThread:
         except Exception as error:  # noqa: BLE001 - likewise: the requests must be given back
             self._post(Failed(error))
 
-    def _obey(self, engine: Engine) -> bool:
+    def _obey(self, engine: EnginePort) -> bool:
         """Apply all commands, waiting for one while there is nothing to do; False: end.
 
         An engine that stays idle is checked once: one whose books are wrong must not answer anything more.

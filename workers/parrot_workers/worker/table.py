@@ -51,8 +51,7 @@ class RunTable:
     def leave_engine(self, run: Run) -> None:
         """Note that the run takes none of the engine's slots any more; its outcome is still to be written."""
         if run.in_engine:
-            run.left.set()
-            run.news.set()
+            run.in_engine = False
             self.num_in_engine -= 1
 
     def remove(self, run: Run) -> None:

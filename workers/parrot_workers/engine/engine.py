@@ -38,7 +38,7 @@ CALIBRATED_BLOCKS = 64
 """Copied between device and host memory to learn what that costs, if there are so many."""
 
 
-class TorchEngine(EngineCore):
+class Engine(EngineCore):
     """Any decoder-only model that transformers loads, with continuous batching and prefix caching.
 
     ``model`` is a folder or an id; ``name`` what requests call it (default: the folder's name, or the id). ``path``
@@ -57,7 +57,7 @@ class TorchEngine(EngineCore):
 
     Alone, without a service:
 
-        engine = TorchEngine("path/to/model")
+        engine = Engine("path/to/model")
         print(engine.generate("Once upon a time", SamplingParams(max_tokens=20))[0].full_text)
     """
 

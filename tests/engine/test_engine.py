@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from parrot_mq.messages import ObjectiveKind, SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
-from parrot_workers.engine.torch_engine import TorchEngine
 from parrot_workers.worker.prompt import prefix_salt
 
 KINDS = ["llama", "qwen3", "gpt2", "gemma2"]
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 Reference = Callable[[str], Any]
 NUM_TOKENS = 20
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
@@ -44,11 +44,11 @@ def expected(reference: Reference, kind: str, prompt: Sequence[int]) -> list[int
     return _expected[key]
 
 
-def add(engine: TorchEngine, name: str, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **more: Any) -> None:
+def add(engine: Engine, name: str, prompt: Sequence[int], sampling: SamplingParams = GREEDY, **more: Any) -> None:
     engine.add(SequenceInput(name, (PromptSegment("", token_ids=tuple(prompt)),), sampling, **more))
 
 
-def drain(engine: TorchEngine) -> dict[str, list[SequenceOutput]]:
+def drain(engine: Engine) -> dict[str, list[SequenceOutput]]:
     """Run ``engine`` until it is idle, its books checked after every step; return each sequence's outputs."""
     outputs: dict[str, list[SequenceOutput]] = {}
     while engine.has_work():
