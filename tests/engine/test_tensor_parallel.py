@@ -15,20 +15,20 @@ import torch.distributed as dist
 
 from parrot_mq.errors import ConfigError, RankLost
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.engine.rank_command import Action, RankCommand
 from parrot_workers.engine.rank_group import RankGroup
 from parrot_workers.engine.step_batch import Span
-from parrot_workers.engine.torch_engine import TorchEngine
-from tests.engine.test_torch_engine import drain, expected, make_prompts
+from tests.engine.test_engine import drain, expected, make_prompts
 
-MakeEngine = Callable[..., TorchEngine]
+MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
 
 
-def ranks_of(engine: TorchEngine) -> RankGroup:
+def ranks_of(engine: Engine) -> RankGroup:
     assert engine._runner is not None
     ranks = engine._runner._ranks
     assert isinstance(ranks, RankGroup)
