@@ -12,9 +12,8 @@ using namespace parrot;
 
 namespace {
 
-constexpr int64_t BLOCK_BYTES = 512 << 10;  // of x: half of a second-level cache,
-constexpr int64_t GROUP_BYTES = 256 << 10;  // and a quarter of it for panels
-constexpr int64_t ALIAS_BYTES = 4096;       // lines that far apart fight for the same places in a first-level cache
+constexpr int64_t BLOCK_BYTES = 512 << 10;  // of x: half of a second-level cache, the rest is for panels
+constexpr int64_t ALIAS_BYTES = 4096;         // lines that far apart fight for the same places in a first-level cache
 
 // Memory of this thread for rows of x, kept from call to call.
 class Scratch {
@@ -39,11 +38,11 @@ thread_local Scratch scratch;
 // Panels to take at once so that the sums are enough to keep the multipliers busy.
 constexpr int panels_for(int rows) {
   if (LANES == 16) return rows <= 3 ? 4 : rows <= 6 ? 2 : 1;
-  return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
 template <class W>
-using Kernel = void (*)(const typename W::x_word*, int64_t, const typename W::weight_word*, int64_t, float*);
+using Kernel = void (*)(const typename W::x_word*, int64_t, const typename W::weight_word*, int64_t, Fetch, float*);
 
 template <class W, int... ROWS>
 constexpr std::array<std::array<Kernel<W>, 2>, MAX_ROWS> kernels(std::integer_sequence<int, ROWS...>) {
@@ -108,37 +107,26 @@ void gemm_part(const T* x, int64_t x_stride, int64_t rows, const Packed<T>& w, O
   const int64_t depth = depth_of<W>(w.in), panels = num_panels(w.out), panel_words = depth * PANEL;
   const int64_t first = panels * thread / threads, last = panels * (thread + 1) / threads;
   const auto* weights = static_cast<const typename W::weight_word*>(w.data);
-  alignas(64) float sums[MAX_ROWS * MAX_PANELS * PANEL];
-
-  // Rows begin to begin + count of x times panels p to p + taken.
-  auto multiply = [&](const Words<W>& a, int64_t row, int64_t begin, int64_t count, int64_t p, int64_t taken) {
-    const int64_t column = p * PANEL, width = taken * PANEL;
-    KERNELS<W>[count - 1][taken > 1](a.data + begin * a.stride, a.stride, weights + p * panel_words, depth, sums);
-    finish(sums, count, width, std::min(width, w.out - column), w.bias ? w.bias + column : nullptr,
-           out + (row + begin) * out_stride + column, out_stride);
-  };
-
   const int64_t row_bytes = std::max<int64_t>(1, depth * sizeof(typename W::x_word));
-  const int64_t panel_bytes = std::max<int64_t>(1, panel_words * sizeof(*weights));
   const int64_t block = std::max<int64_t>(MAX_ROWS, BLOCK_BYTES / row_bytes / MAX_ROWS * MAX_ROWS);
+  alignas(64) float sums[MAX_ROWS * MAX_PANELS * PANEL];
   for (int64_t row = 0; row < rows; row += block) {
     const int64_t block_rows = std::min(block, rows - row), tiles = (block_rows + MAX_ROWS - 1) / MAX_ROWS;
     const Words<W> a = words_of<W>(x + row * x_stride, x_stride, block_rows, w.in);
-    if (tiles == 1) {
-      const int64_t several = panels_for(block_rows);
-      for (int64_t p = first, taken; p < last; p += taken) {
-        taken = p + several <= last ? several : 1;
-        multiply(a, row, 0, block_rows, p, taken);
-      }
-      continue;
-    }
-    // A tile of rows meets a group of panels before the next tile does: neighbouring outputs are written together.
-    const int64_t group = std::max<int64_t>(1, GROUP_BYTES / panel_bytes);
-    for (int64_t p = first; p < last; p += group)
+    const int64_t several = tiles == 1 ? panels_for(block_rows) : 1;
+    for (int64_t p = first, taken; p < last; p += taken) {
+      taken = p + several <= last ? several : 1;
+      const int64_t column = p * PANEL, width = taken * PANEL;
+      const auto* panel = weights + p * panel_words;
       for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t begin = block_rows * t / tiles, end = block_rows * (t + 1) / tiles;
-        for (int64_t q = p; q < std::min(last, p + group); ++q) multiply(a, row, begin, end - begin, q, 1);
+        const int64_t begin = block_rows * t / tiles, count = block_rows * (t + 1) / tiles - begin;
+        // While the tiles meet this panel, each fetches a share of the next one from memory.
+        const Fetch next = tiles > 1 && p + 1 < last ? Fetch::share<W>(panel + panel_words, depth, t, tiles) : Fetch{};
+        KERNELS<W>[count - 1][taken > 1](a.data + begin * a.stride, a.stride, panel, depth, next, sums);
+        finish(sums, count, width, std::min(width, w.out - column), w.bias ? w.bias + column : nullptr,
+               out + (row + begin) * out_stride + column, out_stride);
       }
+    }
   }
 }
 

@@ -14,6 +14,8 @@ constexpr int PANEL = PANEL_VECS * LANES;
 constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;  // of x at once: their sums fill the registers
 constexpr int MAX_PANELS = 4;                   // at once, where few rows alone would wait for each other's sums
 constexpr int PREFETCH_STEPS = 32;              // how far ahead of its use a panel is fetched
+constexpr int CHUNK_STEPS = 16;                 // between fetches of the panel that comes next
+constexpr int LINE_BYTES = 64;
 
 struct pair {
   bf16 low, high;
@@ -84,12 +86,28 @@ int64_t depth_of(int64_t in) {
   return (in + W::PER_WORD - 1) / W::PER_WORD;
 }
 
+// Lines of a later panel to fetch on the way. Each is asked for once: asking again for a line that is still under way
+// takes a place among the few outstanding misses.
+struct Fetch {
+  const char* from = nullptr;
+  int64_t lines_a_chunk = 0;
+
+  // Part `part` of `parts` of a panel.
+  template <class W>
+  static Fetch share(const typename W::weight_word* panel, int64_t depth, int64_t part, int64_t parts) {
+    constexpr int64_t LINES = CHUNK_STEPS * PANEL * sizeof(*panel) / LINE_BYTES;
+    const int64_t lines = (LINES + parts - 1) / parts, chunks = (depth + CHUNK_STEPS - 1) / CHUNK_STEPS;
+    const int64_t start = part * lines * chunks * LINE_BYTES, size = depth * PANEL * sizeof(*panel);
+    return start < size ? Fetch{reinterpret_cast<const char*>(panel) + start, lines} : Fetch{};
+  }
+};
+
 // sums[ROWS, PANELS * PANEL] = x[ROWS, depth] times PANELS neighbouring panels.
 template <class W, int ROWS, int PANELS>
 void multiply_panels(const typename W::x_word* x, int64_t x_stride, const typename W::weight_word* panels,
-                     int64_t depth, float* sums) {
+                     int64_t depth, Fetch next, float* sums) {
   constexpr int VECS = PANELS * PANEL_VECS;
-  constexpr int LINES = PANEL * sizeof(typename W::weight_word) / 64;
+  constexpr int LINES = PANEL * sizeof(typename W::weight_word) / LINE_BYTES;
   const int64_t panel_words = depth * PANEL;
   vec sum[ROWS][VECS];
 #pragma GCC unroll 16
@@ -103,7 +121,7 @@ void multiply_panels(const typename W::x_word* x, int64_t x_stride, const typena
 #pragma GCC unroll 16
       for (int i = 0; i < PANELS * LINES; ++i) {
         const auto* fetched = step + ahead + i / LINES * panel_words;
-        _mm_prefetch(reinterpret_cast<const char*>(fetched) + i % LINES * 64, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(fetched) + i % LINES * LINE_BYTES, _MM_HINT_T0);
       }
 #pragma GCC unroll 2
       for (int part = 0; part < W::PARTS; ++part) {
@@ -135,10 +153,16 @@ void multiply_panels(const typename W::x_word* x, int64_t x_stride, const typena
       }
     }
   };
-  // The last steps fetch the beginning of the panels that come next.
-  const int64_t border = depth > PREFETCH_STEPS ? depth - PREFETCH_STEPS : 0;
-  add_steps(0, border, PREFETCH_STEPS * PANEL);
-  add_steps(border, depth, PREFETCH_STEPS * PANEL + (PANELS - 1) * panel_words);
+  if constexpr (PANELS == 1) {
+    for (int64_t k = 0; k < depth; k += CHUNK_STEPS) {
+      for (int64_t i = 0; i < next.lines_a_chunk; ++i, next.from += LINE_BYTES) _mm_prefetch(next.from, _MM_HINT_T0);
+      add_steps(k, k + CHUNK_STEPS < depth ? k + CHUNK_STEPS : depth, PREFETCH_STEPS * PANEL);
+    }
+  } else {  // the last steps fetch the beginning of the panels that come next
+    const int64_t border = depth > PREFETCH_STEPS ? depth - PREFETCH_STEPS : 0;
+    add_steps(0, border, PREFETCH_STEPS * PANEL);
+    add_steps(border, depth, PREFETCH_STEPS * PANEL + (PANELS - 1) * panel_words);
+  }
 
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
