@@ -118,6 +118,8 @@ class VllmServer:
         start_s = time.perf_counter()
         first_s, count = 0.0, 0
         async for event in self.post("/v1/completions", body):
+            if error := event.get("error"):
+                raise SystemFailed(f"vllm_cpu answered {error}")
             if event["choices"] and event["choices"][0]["text"]:
                 first_s = first_s or time.perf_counter() - start_s
             if usage := event.get("usage"):
