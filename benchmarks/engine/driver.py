@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from benchmarks.engine.workload import MAX_NUM_SEQS, WORKLOADS, Case, Workload, 
 REFERENCE = "transformers"
 """In float32 everybody's greedy tokens are compared with this system's."""
 MODEL_TIMEOUT_S = 300
+PATIENCE_S = 20.0
+"""What takes a system longer than this it runs in the first round only: so far behind, its spread decides nothing."""
 ITEM_BYTES = {"bf16": 2, "f32": 4}
 
 
@@ -46,12 +49,13 @@ class Driver:
         self._versions: dict[str, dict[str, str]] = {}
         self._errors: dict[str, str] = {}
         self._runs: defaultdict[tuple[str, Case], list[RunFigures]] = defaultdict(list)
+        self._slow: set[tuple[str, Case]] = set()
         self._bandwidths: list[float] = []
 
     def measure(self, cases: Sequence[Case], rounds: int) -> Iterator[list[Row]]:
         """Give, after each round, a row for every system and case over the rounds so far; what failed says why.
 
-        In each round every system runs each case once, one system at a time.
+        In each round every system runs each case once, one system at a time; see ``PATIENCE_S`` for who does not.
         """
         with contextlib.ExitStack() as stack:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-engine-")))
@@ -104,9 +108,12 @@ class Driver:
         seen = {}
         turn = number % len(self._names)
         for name in self._names[turn:] + self._names[:turn]:  # nobody always comes after the same one
-            if name in self._running:
+            if name in self._running and (name, case) not in self._slow:
                 with self._failing(name):
+                    started_s = time.monotonic()
                     seen[name] = self._running[name].run(requests)
+                    if time.monotonic() - started_s > PATIENCE_S:
+                        self._slow.add((name, case))
         reference = seen[REFERENCE]["outputs"] if self.dtype == "f32" and REFERENCE in seen else None
         for name, run in seen.items():
             self._runs[name, case].append(RunFigures.of(run, reference))

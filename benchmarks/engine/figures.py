@@ -81,8 +81,9 @@ def table(rows: Sequence[Row], own: str = "parrot_mq") -> str:
                 continue
             rate, same = row["output_tokens_per_s"], row["same"]
             lines.append(
-                f"  {row['system']:16} {rate:8.0f} tokens/s  spread {row['spread']:4.0%}"
-                f"  TTFT p50 {row['ttft_p50_ms']:7.0f} p99 {row['ttft_p99_ms']:7.0f} ms"
+                f"  {row['system']:16} {rate:8.0f} tokens/s"
+                + (f"  spread {row['spread']:4.0%}" if row["rounds"] > 1 else "  one round  ")
+                + f"  TTFT p50 {row['ttft_p50_ms']:7.0f} p99 {row['ttft_p99_ms']:7.0f} ms"
                 + (f"  decode {row['decode_tokens_per_s']:7.0f}" if row["decode_tokens_per_s"] else "")
                 + (f"  {own} x {base / rate:.2f}" if base else "")
                 + (f"  same tokens {same:.0%}" if same is not None else "")

@@ -19,7 +19,7 @@ from benchmarks.engine.workload import Requests
 from parrot_mq.store.tether import tethered
 
 LOAD_TIMEOUT_S = 600.0
-RUN_TIMEOUT_S = 300.0
+RUN_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 10.0
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.engine.driver import PATIENCE_S, Driver
 from benchmarks.engine.figures import RunFigures, merge, summary, table
 from benchmarks.engine.serve import Emit, run
-from benchmarks.engine.workload import WORKLOADS, Case, poisson_arrivals_s, requests_of
+from benchmarks.engine.workload import WORKLOADS, Case, Requests, poisson_arrivals_s, requests_of
 
 ROOT = Path(__file__).parents[2]
 OWN_SYSTEMS = {"parrot_mq", "transformers", "transformers_cb"}
@@ -92,6 +93,39 @@ def test_a_system_that_failed_is_in_the_table() -> None:
     text = table([good, bad])
     assert "failed: it did not load" in text
     assert "parrot_mq x 1.00" in text
+
+
+def test_who_is_far_behind_runs_a_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __init__(self, seconds: float) -> None:
+            self.seconds, self.num_runs = seconds, 0
+
+        def run(self, requests: Requests) -> dict[str, object]:
+            self.num_runs += 1
+            clock.now_s += self.seconds
+            outputs = [[0] * requests.num_tokens for _ in requests.prompts]
+            return {"outputs": outputs, "wall_s": self.seconds, "ttft_s": [0.1], "decode_tokens_per_s": None}
+
+        def close(self) -> None:
+            pass
+
+    class Clock:
+        now_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    clock = Clock()
+    monkeypatch.setattr("benchmarks.engine.driver.time", clock)
+    systems = {"parrot_mq": Fake(2.0), "transformers": Fake(PATIENCE_S + 1)}
+    driver = Driver("tiny", "bf16", list(systems), [0], print)
+    monkeypatch.setattr(driver, "_start", lambda name, log: driver._running.update({name: systems[name]}))
+    monkeypatch.setattr(driver, "_load", lambda name: driver._versions.update({name: {}}))
+    monkeypatch.setattr("benchmarks.engine.driver.bandwidth_bytes_per_s", lambda: 1e9)
+    rows = list(driver.measure([Case(WORKLOADS["shared"], 1)], 3))[-1]
+    assert {row["system"]: row["rounds"] for row in rows} == {"parrot_mq": 3, "transformers": 1}
+    assert [system.num_runs for system in systems.values()] == [1 + 3, 1 + 1]  # warm-up first
+    assert "one round" in table(rows)
 
 
 def test_a_whole_run_in_small(tmp_path: Path) -> None:
