@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from parrot_kernels import BLOCK_SIZE
-from parrot_workers.engine.untouched import untouched_zeros
+from parrot_kernels.untouched import untouched_zeros
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
