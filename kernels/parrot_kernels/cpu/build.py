@@ -25,8 +25,8 @@ from parrot_kernels.errors import KernelBuildError
 
 SOURCES = ["attention.cpp", "elementwise.cpp", "gemm.cpp", "pack.cpp", "plan.cpp", "program.cpp"]
 HEADERS = [
-    "attention.h", "gemm.h", "linear.h", "narrow.h", "panels.h", "plan.h", "program.h", "rows.h", "simd.h", "threads.h",
-    "tiles.h", "transpose.h", "work.h",
+    "attention.h", "gemm.h", "linear.h", "narrow.h", "operations.h", "panels.h", "plan.h", "program.h", "rows.h", "simd.h",
+    "threads.h", "tiles.h", "transpose.h", "work.h",
 ]  # fmt: skip
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-shared"]
 COMPILE_TIMEOUT_S = 120.0
