@@ -35,8 +35,8 @@ def ranks_of(engine: Engine) -> RankGroup:
     return ranks
 
 
-# Biases of split rows, fused weights in the checkpoint, and norms of heads with tied weights.
-@pytest.mark.parametrize("kind", ["llama_biased", "phi3", "qwen2"])
+# Biases of split rows, fused weights in the checkpoint, biases of queries, and tied weights.
+@pytest.mark.parametrize("kind", ["llama_biased", "phi3", "qwen2", "mistral"])
 def test_two_ranks_give_the_tokens_of_one(make_engine: MakeEngine, reference: Callable[[str], Any], kind: str) -> None:
     prompts = make_prompts(8, shared=35, seed=5, longest=50)
     engine = make_engine(kind, tensor_parallel_size=2, max_num_batched_tokens=24, num_blocks=12, speculate=True)
