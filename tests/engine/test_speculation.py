@@ -16,16 +16,7 @@ from parrot_workers.engine.ngram_index import MAX_CANDIDATES, MAX_MATCH, Draft, 
 from parrot_workers.engine.port import SequenceInput
 from parrot_workers.engine.sequence import Sequence
 from parrot_workers.engine.speculator import AcceptanceRate, Speculator
-from tests.engine.test_engine import (
-    KINDS,
-    MakeEngine,
-    Reference,
-    add,
-    drain,
-    expected,
-    make_prompts,
-    tokens,
-)
+from tests.engine.test_engine import MakeEngine, add, drain, make_prompts, tokens
 
 CHEAP_ROWS = CostModel(decode_base_ms=10, decode_per_seq_ms=0.001)
 DEAR_ROWS = CostModel(decode_base_ms=0.001, decode_per_seq_ms=10)
@@ -175,30 +166,6 @@ def foresee(monkeypatch: pytest.MonkeyPatch, answers: dict[tuple[int, ...], list
     monkeypatch.setattr(Sequence, "draft", draft)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"max_num_batched_tokens": 12}, {"num_blocks": 12}, {"enable_prefix_caching": False}],
-    ids=["plain", "chunked prefill", "few blocks", "no prefix cache"],
-)
-def test_greedy_tokens_are_those_without_drafts(
-    make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any]
-) -> None:
-    prompts = make_prompts(6, shared=35, seed=3, longest=45)
-    foresee(monkeypatch, {tuple(prompt): expected(reference, kind, prompt) for prompt in prompts})
-    engine = make_engine(kind, speculate=True, **settings)
-    for turn in range(2):
-        for index, prompt in enumerate(prompts):
-            add(engine, f"{turn}-{index}", prompt)
-        outputs = drain(engine)
-        for index, prompt in enumerate(prompts):
-            assert tokens(outputs[f"{turn}-{index}"]) == expected(reference, kind, prompt)
-    stats = engine.stats()
-    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
-    assert stats.num_free_blocks == stats.num_blocks
-    assert (stats.num_preemptions > 0) == (settings.get("num_blocks") == 12)
-
-
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
 def test_sampled_tokens_are_those_without_drafts(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, temperature: float
@@ -214,7 +181,7 @@ def test_sampled_tokens_are_those_without_drafts(
 
 @pytest.mark.parametrize("ending", [{"max_tokens": 23}, {"stop_token_ids": True}, {"stop": True}])
 def test_an_output_ends_inside_a_draft(
-    make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any]
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any]
 ) -> None:
     prompt = make_prompts(1, shared=20, seed=3)[0]
     plain = make_engine("llama").generate([prompt], SamplingParams(max_tokens=60, ignore_eos=True))[0]
