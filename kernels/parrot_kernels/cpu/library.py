@@ -57,7 +57,12 @@ class Gather(Operation):
     ]
 
 
-_PACKED = [("data", POINTER), ("in_features", INT64), ("out_features", INT64), ("bias", POINTER)]
+_PACKED: list[tuple[str, type[ctypes.c_void_p] | type[ctypes.c_int64]]] = [
+    ("data", POINTER),
+    ("in_features", INT64),
+    ("out_features", INT64),
+    ("bias", POINTER),
+]
 
 
 class Linear(Operation):
