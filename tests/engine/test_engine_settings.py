@@ -13,6 +13,8 @@ import torch
 from parrot_mq.errors import ConfigError
 from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.engine_settings import EngineSettings
+from parrot_workers.engine.step_batch import Span
+from tests.engine.families import VOCAB_SIZE
 
 
 def test_keywords_and_settings_make_the_same_engine(model_folder: Callable[[str], Path]) -> None:
@@ -47,3 +49,21 @@ def test_names(tmp_path: Path) -> None:
     assert EngineSettings(tmp_path / "small").served_name == "small"
     assert EngineSettings("org/model").served_name == "org/model"
     assert EngineSettings("org/model", name="mine").served_name == "mine"
+
+
+def test_rows_of_logits_are_those_that_sample() -> None:
+    settings = EngineSettings("model", max_num_seqs=32, max_num_batched_tokens=2048)
+    assert settings.max_num_rows == 32 * 9
+    assert dataclasses.replace(settings, speculate=False).max_num_rows == 32
+    assert dataclasses.replace(settings, max_num_batched_tokens=100).max_num_rows == 100
+
+
+@pytest.mark.parametrize("path", ["fast", "general"])
+def test_as_many_rows_as_a_step_may_want(model_folder: Callable[[str], Path], path: str) -> None:
+    engine = Engine(model_folder("llama"), path=path, max_num_seqs=4, num_blocks=40, calibrate=False, speculate=False)
+    runner = engine._runner
+    assert runner is not None
+    full = runner.run([Span([5 + row], 0, 1, [row]) for row in range(4)])
+    assert full.shape == (4, VOCAB_SIZE)
+    with pytest.raises(AssertionError, match="5 rows of logits in buffers of 4"):
+        runner.run([Span([5 + row], 0, 1, [row]) for row in range(5)])

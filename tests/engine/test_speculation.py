@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parrot_mq.messages import CostModel, ObjectiveKind, SamplingParams
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.detokenizer import Detokenizer
 from parrot_workers.engine.ngram_index import MAX_CANDIDATES, MAX_MATCH, Draft, NgramIndex
 from parrot_workers.engine.port import SequenceInput
@@ -22,10 +24,10 @@ CHEAP_ROWS = CostModel(decode_base_ms=10, decode_per_seq_ms=0.001)
 DEAR_ROWS = CostModel(decode_base_ms=0.001, decode_per_seq_ms=10)
 
 
-def make_sequence(token_ids: list[int], *, max_tokens: int = 100, **sampling: Any) -> Sequence:
+def make_sequence(token_ids: list[int], *, name: str = "s", max_tokens: int = 100, **sampling: Any) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens, **sampling)
     return Sequence(
-        SequenceInput("s", (), params), token_ids, Detokenizer(lambda ids: "x" * len(ids)), arrival=0,
+        SequenceInput(name, (), params), token_ids, Detokenizer(lambda ids: "x" * len(ids)), arrival=0,
         max_output_tokens=max_tokens, stop_ids=frozenset(),
     )  # fmt: skip
 
@@ -150,6 +152,31 @@ def test_the_choice_yields_the_most_tokens_per_time(
     ours = tuple(len(chosen[s].token_ids) if s in chosen else 0 for s in sequences)
     best = max(speed(lengths) for lengths in itertools.product(range(9), repeat=len(seen)))
     assert speed(ours) == pytest.approx(best, rel=1e-6)
+
+
+def test_drafts_keep_to_the_rows_of_logits() -> None:
+    blocks = BlockManager(100)
+    scheduler = BatchScheduler(
+        blocks, max_num_seqs=4, max_num_batched_tokens=64, max_num_rows=9, speculator=Speculator(CHEAP_ROWS)
+    )
+    sequences = [make_sequence([1, 2, 3, 4, 5, 6, 1, 2], name=str(number)) for number in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for chunk in scheduler.plan():
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
+        chunk.sequence.append(3)
+    late = make_sequence([1, 2, 3], name="late")
+    scheduler.add(late)
+    chunks = scheduler.plan()
+    assert {chunk.sequence: chunk.num_rows for chunk in chunks}[late] == 1
+    assert sum(chunk.num_rows for chunk in chunks) == 9
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 3 + 3 + 5
+    blocks.check(scheduler)
+
+
+def test_rows_for_fewer_than_all_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 rows of logits are too few"):
+        BatchScheduler(BlockManager(8), max_num_seqs=4, max_num_batched_tokens=16, max_num_rows=3)
 
 
 def foresee(monkeypatch: pytest.MonkeyPatch, answers: dict[tuple[int, ...], list[int]]) -> None:

@@ -76,7 +76,13 @@ def assemble(settings: EngineSettings) -> EngineParts:
         if ranks is not None:
             ranks.allocate(sizes.num_blocks, settings.max_num_batched_tokens)
         cache = PagedCache(model.layers, sizes.num_blocks, model.dtype, model.device)
-        runner = ModelRunner(model, cache, max_num_tokens=settings.max_num_batched_tokens, ranks=ranks)
+        runner = ModelRunner(
+            model,
+            cache,
+            max_num_tokens=settings.max_num_batched_tokens,
+            max_num_rows=settings.max_num_rows,
+            ranks=ranks,
+        )
         runner.verify()
         cost = _cost(settings, sizes, runner)
         transfer, tier = _host_tier(settings, sizes, cache, cost)
@@ -161,5 +167,6 @@ def _scheduler(settings: EngineSettings, sizes: _Sizes, tier: HostTier | None, c
         BlockManager(sizes.num_blocks, BLOCK_SIZE, enable_prefix_caching=settings.enable_prefix_caching, tier=tier),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_rows=settings.max_num_rows,
         speculator=Speculator(cost) if settings.speculate else None,
     )

@@ -9,6 +9,7 @@ import torch
 
 from parrot_mq.errors import ConfigError
 from parrot_workers.engine.models.load import DEFAULT_MAX_MODEL_LEN, ModelPath
+from parrot_workers.engine.speculator import MAX_DRAFT
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,6 +72,12 @@ class EngineSettings:
     def served_name(self) -> str:
         """What requests call the model."""
         return self.name or (Path(self.model).name if Path(self.model).is_dir() else str(self.model))
+
+    @property
+    def max_num_rows(self) -> int:
+        """Rows of logits that a step may want: each sequence's next token, and those that verify its draft."""
+        most = self.max_num_seqs * (1 + (MAX_DRAFT if self.speculate else 0))
+        return min(most, self.max_num_batched_tokens)
 
     @property
     def place(self) -> torch.device:
