@@ -166,6 +166,37 @@ def test_abort_and_a_failed_step(make_engine: MakeEngine, monkeypatch: pytest.Mo
     assert engine.stats().num_free_blocks == 8
 
 
+@pytest.mark.parametrize("then", ["step", "abort", "close"])
+def test_a_hint_that_gives_way_in_a_step_that_fails(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    engine = make_engine("llama", num_blocks=8, max_num_batched_tokens=16)
+    engine.prefill(source("hint", make_prompt(64)))
+    engine.step()
+    engine.add(source("request", make_prompt(100, seed=1)))
+    runner = engine._runner
+    assert runner is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "run", lambda chunks: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError):
+            engine.step()
+    if then == "close":
+        engine.close()
+        return
+    if then == "abort":
+        engine.abort("hint")
+    ended = drain(engine)
+    assert ended["hint"].finish is FinishReason.ABORTED
+    assert ended["request"].finish is FinishReason.LENGTH
+
+
+def test_without_a_prefix_cache_nothing_is_computed_ahead(make_engine: MakeEngine) -> None:
+    engine = make_engine("llama", enable_prefix_caching=False)
+    engine.prefill(source("hint", make_prompt(64)))
+    assert drain(engine)["hint"].finish is FinishReason.ABORTED
+    assert engine.stats().num_prefill_tokens == 0
+
+
 def test_too_many_and_unfit_hints_harm_nobody(make_engine: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     engine = make_engine("llama")
     for index in range(prefill_ahead.MAX_WAITING + 1):

@@ -96,6 +96,23 @@ def test_acceptance_follows_the_observations() -> None:
     assert rate(3) < 0.05
 
 
+def test_drafts_that_were_wrong_are_tried_again_when_they_may_be_right() -> None:
+    speculator = Speculator(CostModel(decode_base_ms=10, decode_per_seq_ms=1))
+
+    def tried(num_steps: int, *, right: bool) -> int:
+        count = 0
+        for _ in range(num_steps):
+            sequence = make_sequence([1, 2, 3, 4, 5, 6, 1, 2])
+            for draft in speculator.choose([sequence], 100).values():
+                speculator.observe(draft, draft.token_ids if right else [9])
+                count += len(draft.token_ids)
+        return count
+
+    tried(300, right=False)
+    assert tried(300, right=False) < 30, "what is wrong is tried too often"
+    assert tried(300, right=True) > 1000
+
+
 def test_drafts_are_taken_while_rows_are_cheap() -> None:
     sequences = [make_sequence([1, 2, 3, 4, 5, 6, 1, 2]) for _ in range(3)]
     chosen = Speculator(CHEAP_ROWS).choose(sequences, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import orjson
@@ -9,6 +10,7 @@ import pytest
 
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.engine.step_log import StepLog
 from parrot_workers.engine.step_profiler import StepProfiler
 from parrot_workers.engine.step_stats import Phase, StepStats
@@ -37,6 +39,27 @@ def test_times_of_all_phases_are_measured(make_engine: MakeEngine) -> None:
     make_engine("llama", on_step=steps.append).generate(make_prompts(2), GREEDY)
     assert all(set(step.seconds) == set(Phase) for step in steps)
     assert all(seconds > 0 for step in steps for seconds in step.seconds.values())
+
+
+def test_an_observer_that_fails_costs_no_output(make_engine: MakeEngine) -> None:
+    calls = itertools.count()
+
+    def observe(_: StepStats) -> None:
+        if next(calls) in (0, 2):
+            raise OSError("no space left")
+
+    engine = make_engine("llama", on_step=observe)
+    engine.add(SequenceInput("s", (PromptSegment("hello"),), SamplingParams(max_tokens=5, ignore_eos=True)))
+    token_ids: list[int] = []
+    failures = 0
+    while engine.has_work():
+        try:
+            token_ids += [token_id for output in engine.step() for token_id in output.token_ids]
+        except OSError:
+            failures += 1
+    assert failures == 2
+    [alone] = make_engine("llama").generate("hello", SamplingParams(max_tokens=5, ignore_eos=True))
+    assert tuple(token_ids) == alone.token_ids
 
 
 def test_the_log_has_a_line_for_each_step(make_engine: MakeEngine, tmp_path: Path) -> None:

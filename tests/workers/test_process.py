@@ -19,6 +19,7 @@ from parrot_mq.messages import CostModel
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store.reader import engines
+from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.worker.factory import engine_factory, spare_cores
 from parrot_workers.worker.options import DEMO_FOLDER, parse_options
 from parrot_workers.worker.process import main
@@ -206,12 +207,22 @@ async def test_the_sim_engine_needs_no_torch(redis_url: str, tmp_path: Path) -> 
         assert (status, "torch was imported" in err) == (0, False)
 
 
-def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--host-kv-memory-gib", "0.25"], {"host_kv_memory_bytes": 2**28}),
+        (["--tensor-parallel-size", "2"], {"tensor_parallel_size": 2}),
+    ],
+    ids=["host tier", "two ranks"],
+)
+def test_a_torch_engine_gets_its_options(
+    monkeypatch: pytest.MonkeyPatch, more: list[str], wanted: dict[str, Any]
+) -> None:
+    made: list[EngineSettings] = []
 
     class Stub:
-        def __init__(self, model: str, **options: Any) -> None:
-            made.append((model, options))
+        def __init__(self, settings: EngineSettings, *, on_step: object) -> None:
+            made.append(settings)
 
     module: Any = types.ModuleType("engine")
     module.Engine = Stub
@@ -223,33 +234,29 @@ def test_a_torch_engine_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> Non
         "cpu",
         "--kv-memory-gib",
         "0.5",
-        "--host-kv-memory-gib",
-        "0.25",
         "--max-num-seqs",
         "4",
         "--no-calibrate",
         "--no-speculate",
         "--profile",
         "traces",
-        "--tensor-parallel-size",
-        "2",
+        *more,
     ]
     engine_factory(parse_options(arguments))()
-    ((model, options),) = made
-    assert model == "org/m"
-    assert options == {
-        "name": "m",
-        "device": "cpu",
-        "dtype": "auto",
-        "calibrate": False,
-        "speculate": False,
-        "profile": "traces",
-        "kv_memory_bytes": 2**29,
-        "host_kv_memory_bytes": 2**28,
-        "max_num_seqs": 4,
-        "num_threads": spare_cores(),
-        "tensor_parallel_size": 2,
-    }
+    assert made == [
+        EngineSettings(
+            "org/m",
+            name="m",
+            device="cpu",
+            calibrate=False,
+            speculate=False,
+            profile="traces",
+            kv_memory_bytes=2**29,
+            max_num_seqs=4,
+            num_threads=spare_cores(),
+            **wanted,
+        )
+    ]
     assert 1 <= spare_cores() < max(2, os.cpu_count() or 1)
 
 

@@ -134,7 +134,7 @@ class EngineCore:
         except BaseException:
             # Blocks were published that may hold nothing: recompute everything rather than serve them.
             self._scheduler.restart()
-            self._outputs = outputs
+            self._outputs = outputs + self._ended_ahead()
             raise
         with clock.measure(Phase.POSTPROCESS):
             for chunk in chunks:
@@ -143,7 +143,12 @@ class EngineCore:
                 if chunk.samples:
                     outputs.append(self._advance(chunk, [next(token_ids) for _ in range(chunk.num_rows)], counts))
             outputs += self._ended_ahead()
-        self._report(counts, clock)
+        try:
+            self._report(counts, clock)
+        except BaseException:
+            # Whoever watches may fail (a full disk): what came out is for the next step to say.
+            self._outputs = outputs
+            raise
         return outputs
 
     def stats(self) -> EngineStats:

@@ -40,12 +40,12 @@ class PrefillAhead:
         return sequence is self._current or sequence in self._waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, cut to the full blocks that may be computed."""
+        """Queue a sequence, cut to the full blocks that may be computed. Without a prefix cache none is of use."""
         size = self._blocks.block_size
         count = min(sequence.num_tokens // size, self._max_blocks)
         del sequence.token_ids[count * size :]
         sequence.num_prompt_tokens = sequence.num_tokens
-        if len(self._waiting) < MAX_WAITING:
+        if self._blocks.enable_prefix_caching and len(self._waiting) < MAX_WAITING:
             self._waiting.append(sequence)
         else:
             self._end(sequence, FinishReason.ABORTED)

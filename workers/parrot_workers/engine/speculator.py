@@ -14,6 +14,8 @@ MAX_DRAFT = 8
 PRIOR_ACCEPTED, PRIOR_REJECTED = 1.0, 1.0
 WINDOW = 64.0
 """Counts decay to this many observations, so that the estimates follow the work."""
+FORGOTTEN = 1 / 256
+"""Of what was observed, at each draft that is not tried for it: else what was wrong once were never tried again."""
 
 
 class AcceptanceRate:
@@ -35,6 +37,11 @@ class AcceptanceRate:
             shrink = WINDOW / self._tried[match_len]
             self._accepted[match_len] *= shrink
             self._tried[match_len] *= shrink
+
+    def forget(self, match_len: int) -> None:
+        """A draft was there and is not tried: go a step back towards the prior."""
+        self._accepted[match_len] += FORGOTTEN * (PRIOR_ACCEPTED - self._accepted[match_len])
+        self._tried[match_len] += FORGOTTEN * (PRIOR_ACCEPTED + PRIOR_REJECTED - self._tried[match_len])
 
 
 class Speculator:
@@ -61,6 +68,9 @@ class Speculator:
             return {}
         drafts = {i: draft for i, sequence in enumerate(sequences) if (draft := sequence.draft(MAX_DRAFT)) is not None}
         candidates = [(-rate, i) for i, draft in drafts.items() if (rate := self.rate(draft.match_len)) > floor]
+        for draft in drafts.values():
+            if self.rate(draft.match_len) <= floor:
+                self.rate.forget(draft.match_len)
         heapq.heapify(candidates)
         lengths: dict[int, int] = {}
         tokens, rows = float(len(sequences)), len(sequences)
