@@ -13,6 +13,7 @@ import pytest
 from benchmarks.engine.driver import Driver
 from benchmarks.engine.figures import RunFigures, merge, summary, table
 from benchmarks.engine.peers import TRANSFORMERS_PATIENCE_S
+from benchmarks.engine.report import markdown
 from benchmarks.engine.serve import Emit, run
 from benchmarks.engine.workload import WORKLOADS, Case, Requests, poisson_arrivals_s, requests_of
 
@@ -94,6 +95,16 @@ def test_a_system_that_failed_is_in_the_table() -> None:
     text = table([good, bad])
     assert "failed: it did not load" in text
     assert "parrot_mq x 1.00" in text
+
+
+def test_the_report_has_a_line_for_each_case() -> None:
+    keys = {"model": "s", "dtype": "bf16", "workload": "shared", "batch": 8}
+    ours = {"system": "parrot_mq"} | keys | summary([RunFigures(rate, 5.0, 6.0, None) for rate in (90.0, 100.0, 110.0)])
+    peer = {"system": "vllm_cpu"} | keys | summary([RunFigures(40.0, 5.0, 6.0, None)])
+    failed = {"system": "llama_cpp", "output_tokens_per_s": None, "error": "it did not load"} | keys
+    lines = markdown([peer, failed, ours]).splitlines()
+    assert len(lines) == 3
+    assert lines[2] == "| s bf16, shared, 8 | 100 ± 10% | 5 ms | 2.50 | - | - | - |"
 
 
 def test_what_takes_transformers_too_long_it_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
