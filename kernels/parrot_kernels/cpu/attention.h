@@ -7,6 +7,7 @@
 // which thread ran what, and a row's arithmetic does not depend on the other rows of its tile.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "narrow.h"
@@ -54,8 +55,13 @@ struct Attention {
   static constexpr int MANY = 0;
   static constexpr int P_STRIDE = TILE_KEYS / Words::PER_WORD;  // words of a row of probabilities
 
-  struct RowState {
-    float largest, sum, decay;
+  // The running softmax of the rows of a tile, in powers of two.
+  struct RowStates {
+    alignas(64) float largest[TILE_ROWS], sum[TILE_ROWS];
+    // What the last tile of keys brought: the largest score so far, the sum of its probabilities, and by how much all
+    // that is older has to shrink.
+    alignas(64) float top[TILE_ROWS], added[TILE_ROWS], decay[TILE_ROWS];
+    int64_t first[TILE_ROWS], last[TILE_ROWS];  // of the keys that the row sees, counted from the start of the piece
   };
 
   void compute(const AttentionRun& run, const Item& item, Feed& feed) const {
@@ -63,15 +69,17 @@ struct Attention {
     const Plan& plan = run.plan;
     alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], p[TILE_ROWS * P_STRIDE];
     alignas(64) float s[TILE_ROWS * TILE_KEYS], o[TILE_ROWS * MAX_DIM];
-    RowState state[TILE_ROWS];
-    float decay[TILE_ROWS];
+    RowStates state;
     const int group = static_cast<int>(fold()), rows = (last_entry - first_entry) * group;
     for (int r = 0; r < rows; ++r) {
       int64_t row = plan.rows[first_entry + r / group];
       copy_words(query + row * query_stride + (item.kv_head * group + r % group) * dim, q + r * (dim / Words::PER_WORD),
                  static_cast<int>(dim));
-      state[r] = {NOTHING, 0, 1};
+      seen(plan, piece, row, window, state.first[r], state.last[r]);
     }
+    const int padded = (rows + LANES - 1) / LANES * LANES;
+    std::fill_n(state.largest, padded, NOTHING);
+    for (float* none : {state.sum, state.top, state.added}) std::fill_n(none, padded, 0.0f);
     std::memset(o, 0, sizeof(float) * rows * dim);
     // Tiles lie at multiples of their size from the start of the piece, whichever of them are needed.
     for (int64_t tile = item.first_key; tile < item.last_key; tile += TILE_KEYS) {
@@ -79,16 +87,14 @@ struct Attention {
       const int columns = (count + BLOCK - 1) / BLOCK * BLOCK;
       const int32_t* blocks = plan.blocks + plan.block_start[piece] + tile / BLOCK;
       with_rows(rows, [&](auto n) { score<n>(q, blocks, item.kv_head, rows, columns, s, feed); });
-      for (int r = 0; r < rows; ++r) {
-        int64_t first, last;
-        seen(plan, piece, plan.rows[first_entry + r / group], window, first, last);
-        softmax_row(s + r * TILE_KEYS, p + r * P_STRIDE, columns, clamp(first - tile), clamp(last - tile), state[r]);
-        decay[r] = state[r].decay;
-      }
-      with_rows(rows, [&](auto n) { weigh<n>(p, blocks, item.kv_head, rows, count, decay, o, feed); });
+      for (int r = 0; r < rows; ++r)
+        softmax_row(s + r * TILE_KEYS, p + r * P_STRIDE, columns, clamp(state.first[r] - tile),
+                    clamp(state.last[r] - tile), state, r);
+      advance(state, rows);
+      with_rows(rows, [&](auto n) { weigh<n>(p, blocks, item.kv_head, rows, count, state.decay, o, feed); });
     }
     for (int r = 0; r < rows; ++r)
-      finish(run, first_entry + r / group, item.kv_head * group + r % group, o + r * dim, state[r]);
+      finish(run, first_entry + r / group, item.kv_head * group + r % group, o + r * dim, state, r);
   }
 
   // Call f with the number of rows if it is a small one, else with MANY.
@@ -144,37 +150,53 @@ struct Attention {
     for (size_t line = 0; line < BLOCK * dim * sizeof(T); line += 64) fetch(page, line);
   }
 
-  // Turn a row of raw scores into probabilities (relative to the largest so far) of the keys in [first, last).
-  void softmax_row(const float* scores, Word* probabilities, int columns, int first, int last, RowState& state) const {
+  // Turn raw scores of row r into probabilities (relative to the largest so far) of the keys in [first, last).
+  void softmax_row(const float* scores, Word* probabilities, int columns, int first, int last, RowStates& state,
+                   int r) const {
+    if (columns == TILE_KEYS && first == 0 && last == TILE_KEYS && softcap == 0)
+      return softmax_row<false>(scores, probabilities, TILE_KEYS / LANES, first, last, state, r);
+    softmax_row<true>(scores, probabilities, columns / LANES, first, last, state, r);
+  }
+
+  template <bool IS_CUT>
+  void softmax_row(const float* scores, Word* probabilities, int vecs, int first, int last, RowStates& state,
+                   int r) const {
     constexpr int MAX_VECS = TILE_KEYS / LANES;
-    vec x[MAX_VECS], highest = set(NOTHING);
-    int vecs = columns / LANES;
-    for (int v = 0; v < vecs; ++v) {
-      vec score = load(scores + v * LANES) * set(scale);
-      if (softcap > 0) score = set(softcap) * tanh(score * set(1.0f / softcap));
-      if (first > 0 || last < columns) {
+    constexpr float LOG2_E = 1.44269504088896341f;
+    vec x[MAX_VECS], highest = set(state.largest[r]);
+    for (int v = 0; v < (IS_CUT ? vecs : MAX_VECS); ++v) {
+      x[v] = load(scores + v * LANES) * set(softcap > 0 ? scale : scale * LOG2_E);
+      if (IS_CUT) {
+        if (softcap > 0) x[v] = set(softcap * LOG2_E) * tanh(x[v] * set(1.0f / softcap));
         vec key = lane_numbers() + set(static_cast<float>(v * LANES));
-        score = where_less(key, set(static_cast<float>(first)), set(NOTHING), score);
-        score = where_less(key, set(static_cast<float>(last)), score, set(NOTHING));
+        x[v] = where_less(key, set(static_cast<float>(first)), set(NOTHING), x[v]);
+        x[v] = where_less(key, set(static_cast<float>(last)), x[v], set(NOTHING));
       }
-      x[v] = score;
-      highest = larger(highest, x[v]);
+      highest = larger(x[v], highest);  // the second operand where one is NaN: a NaN is not larger
     }
-    float top = std::max(state.largest, largest(highest));  // a NaN is not larger
-    if (top == NOTHING) {  // no key yet
-      for (int v = 0; v < vecs; ++v) store_probabilities(probabilities, v * LANES, zero());
-      state.decay = 1;
-      return;
-    }
+    const float top = largest(highest);
+    // Where no key was seen yet, every score is -inf: any finite number makes zeros of them.
+    const vec floor = set(top == NOTHING ? 0.0f : top);
     vec sums = zero();
-    for (int v = 0; v < vecs; ++v) {
-      vec p = exp(x[v] - set(top));
+    for (int v = 0; v < (IS_CUT ? vecs : MAX_VECS); ++v) {
+      vec p = exp2_down(x[v] - floor);
       sums = sums + p;
       store_probabilities(probabilities, v * LANES, p);
     }
-    state.decay = std::exp(state.largest - top);
-    state.sum = state.sum * state.decay + sum(sums);
-    state.largest = top;
+    state.top[r] = top;
+    state.added[r] = sum(sums);
+  }
+
+  // Take what softmax_row left for each row into the running softmax.
+  static void advance(RowStates& state, int rows) {
+    for (int r = 0; r < rows; r += LANES) {
+      const vec top = load(state.top + r);
+      const vec decay = where_less(top, set(std::numeric_limits<float>::lowest()), set(1.0f),
+                                   exp2_down(load(state.largest + r) - top));
+      store(state.decay + r, decay);
+      store(state.sum + r, fma(load(state.sum + r), decay, load(state.added + r)));
+      store(state.largest + r, top);
+    }
   }
 
   static int clamp(int64_t key) { return static_cast<int>(std::min<int64_t>(std::max<int64_t>(key, 0), TILE_KEYS)); }
@@ -186,9 +208,12 @@ struct Attention {
     return pages;
   }
 
-  void finish(const AttentionRun& run, int64_t entry, int64_t head, const float* row, const RowState& state) const {
-    float value = state.sum > 0 ? state.largest + std::log(state.sum) : state.sum == 0 ? NOTHING : state.sum;
-    vec factor = set(state.sum == 0 ? 0.0f : 1.0f / state.sum);
+  void finish(const AttentionRun& run, int64_t entry, int64_t head, const float* row, const RowStates& state,
+              int r) const {
+    constexpr float LN_2 = 0.693147180559945309f;
+    const float sum = state.sum[r];
+    float value = sum > 0 ? state.largest[r] * LN_2 + std::log(sum) : sum == 0 ? NOTHING : sum;
+    vec factor = set(sum == 0 ? 0.0f : 1.0f / sum);
     if (run.plan.parts[entry] < 0) {
       int64_t at = run.plan.rows[entry] * heads + head;
       lse[at] = value;

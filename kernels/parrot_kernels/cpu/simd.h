@@ -41,6 +41,8 @@ inline vec scale_by_power(vec x, vec n) {
   __m512i exponent = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
   return x * _mm512_castsi512_ps(exponent);
 }
+// x * 2^n for whole n from -160 on; what is too small for a float32 is 0.
+inline vec scale_down(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 inline vec lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 inline vec load(const bf16* p) {
@@ -84,6 +86,9 @@ inline vec where_less(vec x, vec limit, vec a, vec b) {
 inline vec scale_by_power(vec x, vec n) {
   __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return x * _mm256_castsi256_ps(exponent);
+}
+inline vec scale_down(vec x, vec n) {
+  return where_less(n, set(-126.0f), zero(), scale_by_power(x, larger(set(-126.0f), n)));
 }
 inline vec lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 
@@ -136,6 +141,19 @@ inline vec exp(vec x) {
   y = fma(y, r, set(5.0000001201e-1f));
   y = fma(y, r * r, r + set(1.0f));
   return where_less(x, set(-87.3f), zero(), scale_by_power(y, n));
+}
+
+// 2^x to about 2e-7 for x up to 0, 0 where that is below 2^-126 (so for -inf), NaN for NaN. Source: Cephes, exp2f.
+inline vec exp2_down(vec x) {
+  vec bounded = larger(set(-160.0f), x);  // the second operand is what a NaN passes through
+  vec n = nearest(bounded), r = bounded - n;
+  vec y = set(1.535336188319500e-4f);
+  y = fma(y, r, set(1.339887440266574e-3f));
+  y = fma(y, r, set(9.618437357674640e-3f));
+  y = fma(y, r, set(5.550332471162809e-2f));
+  y = fma(y, r, set(2.402264791363012e-1f));
+  y = fma(y, r, set(6.931472028550421e-1f));
+  return scale_down(fma(y, r, set(1.0f)), n);
 }
 
 inline vec tanh(vec x) { return set(1.0f) - set(2.0f) / (exp(x + x) + set(1.0f)); }

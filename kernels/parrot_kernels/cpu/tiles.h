@@ -160,6 +160,10 @@ inline void pack_values(const bf16* values, uint32_t* tile, int count, int dim) 
 #endif
 
 inline void store_probabilities(float* to, int i, vec x) { store(to + i, x); }
-inline void store_probabilities(uint32_t* to, int i, vec x) { store(reinterpret_cast<bf16*>(to) + i, x); }
+#if defined(__AVX512BF16__)
+inline void store_probabilities(uint32_t* to, int i, vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(reinterpret_cast<bf16*>(to) + i), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
 
 }  // namespace parrot
