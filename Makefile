@@ -60,10 +60,11 @@ bench-queue: .venv/.ready-test .venv-bench/.ready  ## a job's hop beside arq and
 
 PEERS := .venv-bench-vllm_cpu/.ready .venv-bench-llama_cpp/.ready
 ENGINE_ROWS := benchmarks/results/engine.json
+PIPELINE_ROWS := benchmarks/results/pipeline.json
 
 bench-engine: .venv/.ready-test $(PEERS)  ## our engine beside transformers, vLLM's CPU build and llama.cpp
 	@$(BIN)/python -m benchmarks.engine --out $(ENGINE_ROWS) $(ENGINE_ARGS)
-	@$(if $(ENGINE_ARGS),,$(BIN)/python -m benchmarks.engine.pipeline --out $(ENGINE_ROWS))
+	@$(if $(ENGINE_ARGS),,$(BIN)/python -m benchmarks.engine.pipeline --out $(PIPELINE_ROWS))
 
 format: .venv/.ready-test  ## let ruff format and mend the code
 	$(BIN)/ruff format .

@@ -69,7 +69,7 @@ async def measure(model: str, dtype: str, rounds: int, num_threads: int) -> list
                     if number >= 0:
                         runs[name, concurrency].append(figures)
     return [
-        {"system": name, "model": model, "dtype": dtype, "workload": "pipeline", "batch": concurrency}
+        {"system": name, "model": model, "dtype": dtype, "workload": "shared", "batch": concurrency}
         | summary(figures)
         | {"date": time.strftime("%Y-%m-%d")}
         for (name, concurrency), figures in runs.items()

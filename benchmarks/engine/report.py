@@ -13,7 +13,7 @@ from benchmarks.engine.figures import KEYS, Row
 
 OWN = "parrot_mq"
 OTHERS = ("vllm_cpu", "llama_cpp", "transformers", "transformers_cb")
-WORKLOADS = ("shared", "unshared", "long_prefix", "poisson", "pipeline")
+WORKLOADS = ("shared", "unshared", "long_prefix", "poisson")
 
 
 def markdown(rows: Sequence[Row]) -> str:
