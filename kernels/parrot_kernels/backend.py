@@ -113,8 +113,12 @@ class Backend(Protocol):
         ``dtype`` is x.dtype or float32: logits, say, that need not be rounded to bfloat16.
         """
 
-    def gather(self, table: Tensor, index: Tensor) -> Tensor:
-        """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype."""
+    def gather(self, table: Tensor | PackedLinear, index: Tensor) -> Tensor:
+        """Return the rows ``index`` [rows] (int64) of ``table`` [any, width], any dtype.
+
+        The table may be the weight of a linear layer, exactly as it was packed: a model whose embedding is its head
+        holds one of them.
+        """
 
     def capture(
         self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
