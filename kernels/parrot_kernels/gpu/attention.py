@@ -1,0 +1,232 @@
+"""The attention kernel: one launch for prefixes, suffixes, decoding and prefill, by a work list in device memory.
+
+A fixed grid of programs strides over the items of the list (see ``work_list``), each for every KV head: the list can
+change under a captured CUDA graph. An item multiplies its packed rows with its keys ``KEYS`` at a time and keeps a
+running softmax in float32, in powers of two; a row with one part is written out, else the part goes to the workspace
+and the last to arrive at a row merges its parts in the order of the keys. So no second launch is needed, no program
+ever waits for another, and a row's result does not depend on who came last.
+
+Sources: Dao, FlashAttention-2 (2023), the running softmax; Dao et al., Flash-Decoding (2023), splits and their merge;
+Osama et al., Stream-K (2023), the persistent grid over cut work.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from parrot_kernels.gpu.interpreter import rounded
+
+BLOCK: tl.constexpr = tl.constexpr(16)  # BLOCK_SIZE of attention_plan
+ITEM_FIELDS: tl.constexpr = tl.constexpr(6)  # of work_list.Item
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def attention_kernel(
+    query,  # [rows, heads, DIM], its strides below
+    key_cache,  # [blocks, KV_HEADS, 16, DIM], as value_cache
+    value_cache,
+    out,  # [rows, heads, DIM], of the query's dtype
+    lse,  # [rows, heads] float32
+    part_out,  # [parts, heads, DIM] float32
+    part_lse,  # [parts, heads] float32, base 2
+    arrivals,  # [rows, heads] int32: zero before and after
+    num_items,  # [1] int32, as all of the work list
+    items,  # [num_items, ITEM_FIELDS]
+    rows,
+    blocks,
+    positions,  # [rows]
+    part_start,  # [rows]
+    part_count,  # [rows]
+    query_row_stride,
+    query_head_stride,
+    scale,  # of the scores; the scale of the keys is in it
+    value_scale,
+    softcap,
+    window,
+    KV_HEADS: tl.constexpr,
+    FOLD: tl.constexpr,  # query heads of a KV head
+    DIM: tl.constexpr,
+    NARROW: tl.constexpr,
+    WIDE: tl.constexpr,
+    KEYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Compute all items. Reads each item's keys and values once for every KV head, its query rows and nothing else."""
+    num_work = tl.load(num_items) * KV_HEADS
+    num_programs = tl.num_programs(0)
+    begin = 0
+    turn = tl.program_id(0)
+    while begin < num_work:
+        # Every other round runs backwards: who had the longest item of one gets the shortest of the next. The KV heads
+        # of an item are neighbours, for so are their pages.
+        work = begin + turn
+        if work < num_work:
+            item = items + work // KV_HEADS * ITEM_FIELDS
+            kv_head = work % KV_HEADS
+            num_entries = tl.load(item + 1)
+            if num_entries * FOLD <= NARROW:
+                _attend_item(
+                    query, key_cache, value_cache, out, lse, part_out, part_lse, arrivals, item, num_entries, kv_head,
+                    rows, blocks, positions, part_start, part_count, query_row_stride, query_head_stride, scale,
+                    value_scale, softcap, window,
+                    NARROW, KV_HEADS, FOLD, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+                )  # fmt: skip
+            elif WIDE > NARROW:
+                _attend_item(
+                    query, key_cache, value_cache, out, lse, part_out, part_lse, arrivals, item, num_entries, kv_head,
+                    rows, blocks, positions, part_start, part_count, query_row_stride, query_head_stride, scale,
+                    value_scale, softcap, window,
+                    WIDE, KV_HEADS, FOLD, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+                )  # fmt: skip
+        begin += num_programs
+        turn = num_programs - 1 - turn
+
+
+@triton.jit
+def _attend_item(
+    query, key_cache, value_cache, out, lse, part_out, part_lse, arrivals, item, num_entries, kv_head,
+    rows, blocks, positions, part_start, part_count, query_row_stride, query_head_stride, scale,
+    value_scale, softcap, window,
+    M: tl.constexpr, KV_HEADS: tl.constexpr, FOLD: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Attend in a tile of M packed rows: row ``entry * FOLD + i`` is query head ``kv_head * FOLD + i``."""
+    packed = tl.arange(0, M)
+    is_row = packed < num_entries * FOLD
+    row = tl.load(rows + tl.load(item) + packed // FOLD, mask=is_row, other=0)
+    position = tl.load(positions + row, mask=is_row, other=-1)
+    head = kv_head * FOLD + packed % FOLD
+    dims = tl.arange(0, DIM)
+    # 64-bit: a step's rows x heads x DIM can exceed 2^31.
+    at = row.to(tl.int64) * query_row_stride + head * query_head_stride
+    q = tl.load(query + at[:, None] + dims[None, :], mask=is_row[:, None], other=0.0)
+    if INTERPRETED:
+        q = q.to(tl.float32)
+    table = blocks + tl.load(item + 2)
+    first_key = tl.load(item + 3)
+    start = first_key
+    end = tl.minimum(first_key + tl.load(item + 4), tl.max(position, 0) + 1)
+    if HAS_WINDOW:
+        # Whole steps only, so that a row's sums are cut at the same keys whatever the window of its tile.
+        lowest = tl.min(tl.where(is_row, position, 2147483647), 0) - window + 1
+        start += tl.maximum(lowest - first_key, 0) // KEYS * KEYS
+
+    maximum = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, DIM], tl.float32)
+    # The same loop twice: only a `for` is pipelined, and some versions of the interpreter cannot run it to a bound that
+    # was loaded (triton 3.6 with numpy 2.4).
+    if INTERPRETED:
+        key = start
+        while key < end:
+            maximum, total, acc = _attend_keys(
+                q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
+                softcap, window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+            )  # fmt: skip
+            key += KEYS
+    else:
+        for key in tl.range(start, end, KEYS):
+            maximum, total, acc = _attend_keys(
+                q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
+                softcap, window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+            )  # fmt: skip
+
+    # A row that saw no key: 0 and -inf.
+    acc = acc * (value_scale / tl.where(total > 0, total, 1.0))[:, None]
+    log = maximum + tl.log2(tl.where(total > 0, total, 1.0))
+    count = tl.load(part_count + row, mask=is_row, other=0)
+    place = row.to(tl.int64) * (KV_HEADS * FOLD) + head
+    is_whole = is_row & (count <= 1)
+    tl.store(out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_whole[:, None])
+    tl.store(lse + place, log * LN_2, mask=is_whole)
+    if tl.max(count, 0) > 1:
+        is_part = is_row & (count > 1)
+        part = tl.load(part_start + row, mask=is_part, other=0).to(tl.int64) * (KV_HEADS * FOLD) + head
+        mine = part + tl.load(item + 5).to(tl.int64) * (KV_HEADS * FOLD)
+        tl.store(part_out + (mine * DIM)[:, None] + dims[None, :], acc, mask=is_part[:, None])
+        tl.store(part_lse + mine, log, mask=is_part)
+        # What all threads of this program have stored is there before one of them counts it: the barrier orders the
+        # threads, the release half of the atomic orders the stores before the count.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals + place, 1, mask=is_part, sem="acq_rel", scope="gpu")
+        # And the acquire half what others have stored before the loads of all threads.
+        tl.debug_barrier()
+        is_last = is_part & (arrived == count - 1)
+        most = tl.max(tl.where(is_last, count, 0), 0)
+        if most > 0:
+            acc, log = _merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM)
+            tl.store(out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_last[:, None])
+            tl.store(lse + place, log * LN_2, mask=is_last)
+            tl.store(arrivals + place, 0, mask=is_last)  # nobody else comes: ready for the next launch
+
+
+@triton.jit
+def _attend_keys(
+    q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
+    softcap, window,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Add the keys from ``key`` on, up to ``KEYS`` and before ``end``, to the running softmax of the rows.
+
+    ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so far (-inf: none).
+    """
+    number = key + tl.arange(0, KEYS)
+    is_key = number < end
+    block = tl.load(table + (number - first_key) // BLOCK, mask=is_key, other=0)
+    line = ((block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK + number % BLOCK) * DIM
+    dims = tl.arange(0, DIM)
+    # Behind `end` lies what nobody has written yet, perhaps NaN: it is not read, for 0 * NaN is NaN.
+    k = tl.load(key_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
+    v = tl.load(value_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
+    k = k.to(q.dtype)  # from fp8, and to float32 in the interpreter, whose arithmetic in bfloat16 is wrong
+    v = v.to(q.dtype)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if HAS_SOFTCAP:
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E / softcap)) + 1.0))  # softcap * tanh
+    is_seen = (number[None, :] <= position[:, None]) & is_key[None, :]
+    if HAS_WINDOW:
+        is_seen = is_seen & (number[None, :] > position[:, None] - window)
+    scores = tl.where(is_seen, scores * LOG2_E, float("-inf"))
+    highest = tl.maximum(maximum, tl.max(scores, 1))
+    floor = tl.where(highest == float("-inf"), 0.0, highest)  # -inf - -inf is NaN
+    weights = tl.exp2(scores - floor[:, None])
+    shrink = tl.exp2(maximum - floor)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return highest, total, acc
+
+
+@triton.jit
+def _merge_parts(
+    part_out, part_lse, part, count, most, is_last, M: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr
+):
+    """Return (out [M, DIM], lse [M] in base 2) of the rows ``is_last``, from their ``count`` parts, at most ``most``."""
+    dims = tl.arange(0, DIM)
+    maximum = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, DIM], tl.float32)
+    number = 0
+    while number < most:
+        is_there = is_last & (number < count)
+        at = part + number * HEADS
+        # From the second-level cache: the first-level one knows nothing of what other multiprocessors write.
+        log = tl.load(part_lse + at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+        value = tl.load(
+            part_out + (at * DIM)[:, None] + dims[None, :], mask=is_there[:, None], other=0.0, cache_modifier=".cg"
+        )
+        highest = tl.maximum(maximum, log)
+        floor = tl.where(highest == float("-inf"), 0.0, highest)
+        shrink = tl.exp2(maximum - floor)
+        weight = tl.exp2(log - floor)
+        acc = acc * shrink[:, None] + value * weight[:, None]
+        total = total * shrink + weight
+        maximum = highest
+        number += 1
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    return acc, maximum + tl.log2(tl.where(total > 0, total, 1.0))
