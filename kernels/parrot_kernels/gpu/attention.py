@@ -160,7 +160,9 @@ def _attend_item(
         most = tl.max(tl.where(is_last, count, 0), 0)
         if most > 0:
             acc, log = _merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM)
-            tl.store(out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_last[:, None])
+            tl.store(
+                out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_last[:, None]
+            )
             tl.store(lse + place, log * LN_2, mask=is_last)
             tl.store(arrivals + place, 0, mask=is_last)  # nobody else comes: ready for the next launch
 

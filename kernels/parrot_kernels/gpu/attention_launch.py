@@ -26,9 +26,7 @@ class AttentionLaunch:
         line = 2 * shape.head_dim * shape.key_bytes
         keys = max(16, min(128, 32768 // line))  # 32 KiB a step
         is_large = wide > 64
-        return cls(
-            keys=keys, num_warps=8 if is_large else 4, num_stages=2, programs_per_processor=1 if is_large else 2
-        )
+        return cls(keys=keys, num_warps=8 if is_large else 4, num_stages=2, programs_per_processor=1 if is_large else 2)
 
 
 def wide_rows(shape: AttentionShape, packed_rows: int) -> int:

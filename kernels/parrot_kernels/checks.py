@@ -1,4 +1,7 @@
-"""What the compiled operations demand of their tensors, for they trust the pointers. All raise ``KernelInputError``."""
+"""What compiled operations, C++ or Triton, demand of their tensors, for they trust the pointers.
+
+All raise ``KernelInputError``.
+"""
 
 from __future__ import annotations
 
