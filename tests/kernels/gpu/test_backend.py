@@ -146,8 +146,7 @@ def test_without_a_gpu_or_triton_it_is_torch_and_one_line(
     assert len(caplog.messages) == 1
     assert "torch sees no GPU" in caplog.messages[0]
     caplog.clear()
-    monkeypatch.delitem(sys.modules, "parrot_kernels.gpu.backend")
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setitem(sys.modules, "parrot_kernels.gpu.backend", None)  # as where its import of triton fails
     with caplog.at_level(logging.WARNING):
         assert backend_for("cuda:1").name == "torch"
     assert "need triton" in caplog.text
