@@ -21,8 +21,6 @@ from benchmarks.engine.workload import MAX_NUM_SEQS, WORKLOADS, Case, Workload, 
 REFERENCE = "transformers"
 """In float32 everybody's greedy tokens are compared with this system's."""
 MODEL_TIMEOUT_S = 300
-PATIENCE_S = 20.0
-"""What takes a system longer than this it runs in the first round only: so far behind, its spread decides nothing."""
 ITEM_BYTES = {"bf16": 2, "f32": 4}
 
 
@@ -55,7 +53,7 @@ class Driver:
     def measure(self, cases: Sequence[Case], rounds: int) -> Iterator[list[Row]]:
         """Give, after each round, a row for every system and case over the rounds so far; what failed says why.
 
-        In each round every system runs each case once, one system at a time; see ``PATIENCE_S`` for who does not.
+        In each round every system runs each case once, one system at a time; see ``Peer.patience_s`` for who does not.
         """
         with contextlib.ExitStack() as stack:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-engine-")))
@@ -112,7 +110,7 @@ class Driver:
                 with self._failing(name):
                     started_s = time.monotonic()
                     seen[name] = self._running[name].run(requests)
-                    if time.monotonic() - started_s > PATIENCE_S:
+                    if time.monotonic() - started_s > PEERS[name].patience_s:
                         self._slow.add((name, case))
         reference = seen[REFERENCE]["outputs"] if self.dtype == "f32" and REFERENCE in seen else None
         for name, run in seen.items():

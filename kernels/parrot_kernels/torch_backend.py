@@ -84,13 +84,11 @@ class TorchBackend:
     def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
         """Return x @ weight.T + bias; a result in float32 has been rounded to x.dtype."""
         dtype = check_input(x, packed, dtype)
-        if packed.packed:
-            raise KernelInputError("this layer was packed by the compiled backend: torch cannot compute with it")
-        return F.linear(x, packed.data, packed.bias).to(dtype)
+        return F.linear(x, packed.plain, packed.bias).to(dtype)
 
-    def gather(self, table: Tensor, index: Tensor) -> Tensor:
+    def gather(self, table: Tensor | PackedLinear, index: Tensor) -> Tensor:
         """Return the rows ``index`` of ``table``."""
-        return table.index_select(0, index)
+        return (table.plain if isinstance(table, PackedLinear) else table).index_select(0, index)
 
     def capture(
         self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -15,6 +15,7 @@ from parrot_mq.errors import ParrotError, StoreError, StoreUnavailable
 from parrot_mq.messages import Objective, VariableState
 from parrot_mq.sdk.awaited import Awaited, Listener
 from parrot_mq.sdk.taps import Taps
+from parrot_mq.store.joined import Spawn
 from parrot_mq.store.partition import RETRY_S, Partition
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
@@ -40,9 +41,7 @@ class Hub:
     ``recheck_s``. ``run`` is the task that does it. ``taps`` reads output streams, in tasks that ``spawn`` runs.
     """
 
-    def __init__(
-        self, partition: Partition, recheck_s: float, spawn: Callable[[Coroutine[None, None, None]], None]
-    ) -> None:
+    def __init__(self, partition: Partition, recheck_s: float, spawn: Spawn) -> None:
         self.taps = Taps(partition, spawn)
         self._reader = Reader(partition)
         self._producer = ProducerStore(partition)

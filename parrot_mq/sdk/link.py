@@ -78,12 +78,12 @@ class Link:
         """Have ``run`` end."""
         self._stop.set()
 
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task of the client. Raises ``ConfigError`` once the client is closed."""
         if self._group is None:
             work.close()
             raise ConfigError("the client is closed; connect again")
-        self._group.create_task(work)
+        return self._group.create_task(work)
 
     def hub(self, partition: int) -> Hub:
         """Return what waits for variables of a partition."""

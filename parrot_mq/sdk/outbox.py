@@ -22,7 +22,7 @@ class Outbox:
     def __init__(
         self,
         send: Callable[[Submission], Awaitable[None]],
-        spawn: Callable[[Coroutine[None, None, None]], None],
+        spawn: Callable[[Coroutine[None, None, None]], object],
         loop: asyncio.AbstractEventLoop,
         delay_s: float = 0.0,
     ) -> None:

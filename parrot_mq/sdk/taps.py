@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 
 from parrot_mq.messages import Objective, VariableState
-from parrot_mq.sdk.joined import Joined
+from parrot_mq.store.joined import Joined, Spawn
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.producer import BATCH_IDS, ProducerStore
 from parrot_mq.store.streams import MAX_STREAMS, StreamPart, read_streams
@@ -14,7 +14,7 @@ from parrot_mq.store.streams import MAX_STREAMS, StreamPart, read_streams
 class Taps:
     """What readers of streams ask of Redis. A message tells of many streams that have grown, so they ask together."""
 
-    def __init__(self, partition: Partition, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
+    def __init__(self, partition: Partition, spawn: Spawn) -> None:
         self._partition = partition
         self._wants = Joined(self._want_all, BATCH_IDS, spawn)
         self._reads = Joined(self._read_all, MAX_STREAMS, spawn)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine.driver import PATIENCE_S, Driver
+from benchmarks.engine.driver import Driver
 from benchmarks.engine.figures import RunFigures, merge, summary, table
+from benchmarks.engine.peers import TRANSFORMERS_PATIENCE_S
 from benchmarks.engine.serve import Emit, run
 from benchmarks.engine.workload import WORKLOADS, Case, Requests, poisson_arrivals_s, requests_of
 
@@ -95,7 +96,7 @@ def test_a_system_that_failed_is_in_the_table() -> None:
     assert "parrot_mq x 1.00" in text
 
 
-def test_who_is_far_behind_runs_a_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_transformers_too_long_it_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         def __init__(self, seconds: float) -> None:
             self.seconds, self.num_runs = seconds, 0
@@ -117,7 +118,7 @@ def test_who_is_far_behind_runs_a_case_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     clock = Clock()
     monkeypatch.setattr("benchmarks.engine.driver.time", clock)
-    systems = {"parrot_mq": Fake(2.0), "transformers": Fake(PATIENCE_S + 1)}
+    systems = {"parrot_mq": Fake(20.0), "transformers": Fake(TRANSFORMERS_PATIENCE_S + 1)}
     driver = Driver("tiny", "bf16", list(systems), [0], print)
     monkeypatch.setattr(driver, "_start", lambda name, log: driver._running.update({name: systems[name]}))
     monkeypatch.setattr(driver, "_load", lambda name: driver._versions.update({name: {}}))

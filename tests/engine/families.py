@@ -32,7 +32,8 @@ def _llama_biased() -> Any:
 
 
 def _mistral() -> Any:
-    return transformers.MistralForCausalLM(transformers.MistralConfig(**_SIZES, sliding_window=24))
+    sizes = {**_SIZES, "tie_word_embeddings": True}
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**sizes, sliding_window=24))
 
 
 def _qwen2() -> Any:

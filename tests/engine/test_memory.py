@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from parrot_kernels.attention_plan import BLOCK_SIZE
+from parrot_kernels.untouched import untouched_zeros
 from parrot_mq.errors import ConfigError
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine import memory
@@ -22,7 +23,6 @@ from parrot_workers.engine.available_memory import available_bytes
 from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.paged_cache import LayerShape
 from parrot_workers.engine.port import PromptSegment, SequenceInput
-from parrot_workers.engine.untouched import untouched_zeros
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 MIB, GIB = 2**20, 2**30

@@ -15,7 +15,7 @@ from parrot_mq.errors import ConfigError
 from parrot_workers.engine import memory
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.load import load_model
-from tests.engine.families import VOCAB_SIZE, llama
+from tests.engine.families import llama
 
 _MEASURE = """
 import gc, sys, torch
@@ -40,8 +40,11 @@ print(model.weight_bytes, resident() - before)
 """
 
 
-def test_weights_are_accounted_for_within_five_percent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_are_accounted_for_within_five_percent(tmp_path: Path, is_tied: bool) -> None:
     sizes = {"hidden_size": 512, "num_attention_heads": 8, "head_dim": 64, "intermediate_size": 4096}
+    if is_tied:  # a third of the model is its embedding
+        sizes |= {"vocab_size": 36000, "tie_word_embeddings": True}
     for name, num_layers in [("small", 2), ("large", 6)]:
         model = llama(**sizes, num_hidden_layers=num_layers).to(torch.bfloat16)
         model.save_pretrained(tmp_path / name, max_shard_size="10MB")
@@ -56,6 +59,7 @@ def test_weights_are_accounted_for_within_five_percent(tmp_path: Path) -> None:
     )
     told, held = map(int, answer.stdout.split())
     assert told > 100 * 2**20
+    assert told == pytest.approx(4 * Checkpoint(tmp_path / "large").num_elements(), rel=0.02)  # each weight once
     assert abs(held - told) < 0.05 * told
 
 
@@ -66,9 +70,7 @@ def test_a_model_that_does_not_fit_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, model_folder: Callable[[str], Path], kind: str, path: str
 ) -> None:
     cpu, folder = torch.device("cpu"), str(model_folder(kind))
-    # Tied weights are held twice on the fast path: as the embedding, and packed as the head.
-    again = VOCAB_SIZE * 32 if (kind, path) == ("qwen3", "fast") else 0
-    needed = 4 * (Checkpoint(model_folder(kind)).num_elements() + again)
+    needed = 4 * Checkpoint(model_folder(kind)).num_elements()
     monkeypatch.setattr(memory, "available_bytes", lambda: needed * 3 // 4)
     message = rf"needs {needed / 2**30:.3g} GiB for its weights in float32, but .* free on cpu: use dtype='bfloat16'"
     with pytest.raises(ConfigError, match=message):

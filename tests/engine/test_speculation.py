@@ -11,30 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parrot_mq.messages import CostModel, ObjectiveKind, SamplingParams
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.detokenizer import Detokenizer
 from parrot_workers.engine.ngram_index import MAX_CANDIDATES, MAX_MATCH, Draft, NgramIndex
 from parrot_workers.engine.port import SequenceInput
 from parrot_workers.engine.sequence import Sequence
 from parrot_workers.engine.speculator import AcceptanceRate, Speculator
-from tests.engine.test_engine import (
-    KINDS,
-    MakeEngine,
-    Reference,
-    add,
-    drain,
-    expected,
-    make_prompts,
-    tokens,
-)
+from tests.engine.test_engine import MakeEngine, add, drain, make_prompts, tokens
 
 CHEAP_ROWS = CostModel(decode_base_ms=10, decode_per_seq_ms=0.001)
 DEAR_ROWS = CostModel(decode_base_ms=0.001, decode_per_seq_ms=10)
 
 
-def make_sequence(token_ids: list[int], *, max_tokens: int = 100, **sampling: Any) -> Sequence:
+def make_sequence(token_ids: list[int], *, name: str = "s", max_tokens: int = 100, **sampling: Any) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens, **sampling)
     return Sequence(
-        SequenceInput("s", (), params), token_ids, Detokenizer(lambda ids: "x" * len(ids)), arrival=0,
+        SequenceInput(name, (), params), token_ids, Detokenizer(lambda ids: "x" * len(ids)), arrival=0,
         max_output_tokens=max_tokens, stop_ids=frozenset(),
     )  # fmt: skip
 
@@ -161,6 +154,31 @@ def test_the_choice_yields_the_most_tokens_per_time(
     assert speed(ours) == pytest.approx(best, rel=1e-6)
 
 
+def test_drafts_keep_to_the_rows_of_logits() -> None:
+    blocks = BlockManager(100)
+    scheduler = BatchScheduler(
+        blocks, max_num_seqs=4, max_num_batched_tokens=64, max_num_rows=9, speculator=Speculator(CHEAP_ROWS)
+    )
+    sequences = [make_sequence([1, 2, 3, 4, 5, 6, 1, 2], name=str(number)) for number in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for chunk in scheduler.plan():
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
+        chunk.sequence.append(3)
+    late = make_sequence([1, 2, 3], name="late")
+    scheduler.add(late)
+    chunks = scheduler.plan()
+    assert {chunk.sequence: chunk.num_rows for chunk in chunks}[late] == 1
+    assert sum(chunk.num_rows for chunk in chunks) == 9
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 3 + 3 + 5
+    blocks.check(scheduler)
+
+
+def test_rows_for_fewer_than_all_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 rows of logits are too few"):
+        BatchScheduler(BlockManager(8), max_num_seqs=4, max_num_batched_tokens=16, max_num_rows=3)
+
+
 def foresee(monkeypatch: pytest.MonkeyPatch, answers: dict[tuple[int, ...], list[int]]) -> None:
     """Make sequences draft their own ``answers`` by prompt, with a wrong token here and there."""
     dice = random.Random(7)
@@ -173,30 +191,6 @@ def foresee(monkeypatch: pytest.MonkeyPatch, answers: dict[tuple[int, ...], list
         return Draft(token_ids, 4) if token_ids else None
 
     monkeypatch.setattr(Sequence, "draft", draft)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"max_num_batched_tokens": 12}, {"num_blocks": 12}, {"enable_prefix_caching": False}],
-    ids=["plain", "chunked prefill", "few blocks", "no prefix cache"],
-)
-def test_greedy_tokens_are_those_without_drafts(
-    make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any]
-) -> None:
-    prompts = make_prompts(6, shared=35, seed=3, longest=45)
-    foresee(monkeypatch, {tuple(prompt): expected(reference, kind, prompt) for prompt in prompts})
-    engine = make_engine(kind, speculate=True, **settings)
-    for turn in range(2):
-        for index, prompt in enumerate(prompts):
-            add(engine, f"{turn}-{index}", prompt)
-        outputs = drain(engine)
-        for index, prompt in enumerate(prompts):
-            assert tokens(outputs[f"{turn}-{index}"]) == expected(reference, kind, prompt)
-    stats = engine.stats()
-    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
-    assert stats.num_free_blocks == stats.num_blocks
-    assert (stats.num_preemptions > 0) == (settings.get("num_blocks") == 12)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
@@ -214,7 +208,7 @@ def test_sampled_tokens_are_those_without_drafts(
 
 @pytest.mark.parametrize("ending", [{"max_tokens": 23}, {"stop_token_ids": True}, {"stop": True}])
 def test_an_output_ends_inside_a_draft(
-    make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any]
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, ending: dict[str, Any]
 ) -> None:
     prompt = make_prompts(1, shared=20, seed=3)[0]
     plain = make_engine("llama").generate([prompt], SamplingParams(max_tokens=60, ignore_eos=True))[0]

@@ -55,3 +55,13 @@ def test_buckets(buckets: list[int], size: int) -> None:
 def test_too_much_for_the_buffers_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="8 tokens in buffers of 7"):
         StepBuffers(7, CPU).fill(SPANS)
+    with pytest.raises(AssertionError, match="4 rows of logits in buffers of 3"):
+        StepBuffers(32, CPU, max_num_rows=3).fill(SPANS)
+
+
+def test_rows_are_fewer_than_tokens() -> None:
+    buffers = StepBuffers(32, CPU, max_num_rows=5, buckets=[16])
+    full, batch = buffers.full, buffers.fill(SPANS)
+    assert (len(full.ids), len(full.rows)) == (32, 5)
+    assert batch.rows.tolist() == [0, 5, 6, 7, 0]
+    assert batch.rows.data_ptr() == full.rows.data_ptr()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from parrot_mq.errors import ConfigError, RankLost
 from parrot_mq.messages import SamplingParams
 from parrot_workers.engine.engine import Engine
+from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.engine.models.llama_shape import LlamaShape
 from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.port import PromptSegment, SequenceInput
@@ -35,8 +36,8 @@ def ranks_of(engine: Engine) -> RankGroup:
     return ranks
 
 
-# Biases of split rows, fused weights in the checkpoint, and norms of heads with tied weights.
-@pytest.mark.parametrize("kind", ["llama_biased", "phi3", "qwen2"])
+# Biases of split rows, fused weights in the checkpoint, biases of queries, and tied weights.
+@pytest.mark.parametrize("kind", ["llama_biased", "phi3", "qwen2", "mistral"])
 def test_two_ranks_give_the_tokens_of_one(make_engine: MakeEngine, reference: Callable[[str], Any], kind: str) -> None:
     prompts = make_prompts(8, shared=35, seed=5, longest=50)
     engine = make_engine(kind, tensor_parallel_size=2, max_num_batched_tokens=24, num_blocks=12, speculate=True)
@@ -104,15 +105,16 @@ def test_what_cannot_be_split_is_refused(make_engine: MakeEngine) -> None:
 
 
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="needs more GPUs"):
-        RankGroup("model", 2, device=torch.device("cuda:1"), dtype="auto", max_model_len=None)
+        RankGroup(EngineSettings("model", tensor_parallel_size=2, device="cuda:1"))
 
 
 def test_one_group_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     with pytest.raises(ConfigError, match="one engine a process"):
-        RankGroup(str(tmp_path), 2, device=torch.device("cpu"), dtype="auto", max_model_len=None)
+        RankGroup(EngineSettings(tmp_path, tensor_parallel_size=2))
 
 
 def test_commands_survive_the_wire() -> None:

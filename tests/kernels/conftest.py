@@ -12,7 +12,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Set by ``tests/conftest.py`` on a machine without a GPU. One process interprets the kernels or compiles them."""
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device of a Triton kernel's tensors: the CPU in the interpreter, else the GPU."""
     return torch.device(request.param)

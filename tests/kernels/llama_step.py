@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from parrot_kernels import AttentionPlan, Backend
+from parrot_kernels import AttentionPlan, Backend, PackedLinear
 
 BLOCK = 16
 
@@ -26,6 +26,7 @@ class Shape:
     qk_norm: bool = False
     window: int | None = None
     softcap: float | None = None
+    tied: bool = False
 
 
 MODEL_S = Shape(512, 1408, 8, 8, 4, 64, 4096)
@@ -46,7 +47,6 @@ class LlamaStep:
 
         s = shape
         qkv = (s.heads + 2 * s.kv_heads) * s.dim
-        self.embedding = weight(s.vocab, s.hidden)
         self.layers = [
             {
                 "qkv": backend.pack_linear(weight(qkv, s.hidden), weight(qkv)),
@@ -57,6 +57,7 @@ class LlamaStep:
             for _ in range(s.layers)
         ]
         self.head = backend.pack_linear(weight(s.vocab, s.hidden))
+        self.embedding: Tensor | PackedLinear = self.head if s.tied else weight(s.vocab, s.hidden)
         self.norm, self.head_norm = 1 + weight(s.hidden), 1 + weight(s.dim)
         angle = torch.outer(torch.arange(4096), 1e4 ** -(torch.arange(s.dim // 2) / (s.dim // 2)))
         self.cos, self.sin = angle.cos(), angle.sin()

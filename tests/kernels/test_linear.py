@@ -156,6 +156,45 @@ def test_special_values_stay_in_their_rows_and_columns(variant: str, dtype: torc
     assert out[0].isfinite().sum() == out[2].isfinite().sum() == 39
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("shape", [(48, 33), (1, 1), (16, 64), (33, 7), (257, 130), (64, 515)])
+def test_rows_of_a_packed_weight_are_those_that_were_packed(
+    backend: Backend, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    weight, bias = layer(*shape, dtype)
+    packed = backend.pack_linear(weight, bias)
+    everything = torch.arange(shape[0])
+    assert torch.equal(backend.gather(packed, everything), weight)
+    index = torch.randint(0, shape[0], (300,))
+    for chosen in (index, index[::3], everything.flip(0), index[:1], index[:0]):
+        out = backend.gather(packed, chosen)
+        assert torch.equal(out, weight[chosen])
+        assert out.is_contiguous()
+
+
+@settings(max_examples=25, deadline=None)
+@given(out_features=st.integers(1, 150), in_features=st.integers(1, 150), rows=st.integers(0, 40))
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_shape(variant: str, dtype: torch.dtype, out_features: int, in_features: int, rows: int) -> None:
+    weight, _ = layer(out_features, in_features, dtype)
+    index = torch.randint(0, out_features, (rows,))
+    kernels = compiled(variant)
+    assert torch.equal(kernels.gather(kernels.pack_linear(weight), index), weight[index])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_that_a_packed_weight_does_not_have_are_refused(variant: str) -> None:
+    kernels = compiled(variant)
+    packed = kernels.pack_linear(torch.randn(33, 7))  # whose last panel is padded
+    for outside in (-1, 33, 40):
+        with pytest.raises(KernelInputError, match="outside the weight"):
+            kernels.gather(packed, torch.tensor([0, outside]))
+    for index in (torch.zeros(1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int64)):
+        with pytest.raises(KernelInputError, match="want an int64 index"):
+            kernels.gather(packed, index)
+
+
 def test_other_dtypes_go_to_torch(backend: Backend) -> None:
     for dtype in (torch.float16, torch.float64):
         weight, bias = layer(20, 10, dtype)
@@ -213,3 +252,5 @@ def test_torch_refuses_what_the_compiled_backend_packed() -> None:
     packed = compiled(VARIANTS[0]).pack_linear(torch.randn(8, 5))
     with pytest.raises(KernelInputError, match="packed by the compiled backend"):
         TorchBackend().linear(torch.randn(1, 5), packed)
+    with pytest.raises(KernelInputError, match="packed by the compiled backend"):
+        TorchBackend().gather(packed, torch.tensor([0]))

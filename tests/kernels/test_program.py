@@ -26,6 +26,7 @@ SHAPES = {
     "plain": Shape(64, 96, 3, 4, 2, 64, 100),
     "qk norm, window": Shape(96, 40, 2, 3, 1, 128, 33, qk_norm=True, window=20),
     "softcap, odd": Shape(50, 27, 2, 8, 8, 64, 17, softcap=5.0),
+    "tied, odd": Shape(51, 30, 2, 4, 2, 64, 45, tied=True),
 }
 VARIANTS = [variant.value for variant in supported_variants()]
 SEQUENCES = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 100)), min_size=1, max_size=5)
@@ -97,14 +98,15 @@ def test_any_steps_one_after_the_other(variant: str, steps: list[tuple[list[tupl
         check(model, program, *batch(sequences, shared), seed=seed)
 
 
-def test_it_computes_what_torch_computes() -> None:
-    model, program = captured("plain", torch.float32)
+@pytest.mark.parametrize("shape", ["plain", "tied, odd"])
+def test_it_computes_what_torch_computes(shape: str) -> None:
+    model, program = captured(shape, torch.float32)
     query_lens, contexts, tables = batch([(20, 0), (1, 60), (3, 4)], shared=False)
     num_tokens = model.fill(query_lens, contexts, tables)
     plan = AttentionPlan(query_lens, contexts, tables)
     actual = program.run(num_tokens, 3, plan).clone()
     torch_model = LlamaStep(
-        TorchBackend(), SHAPES["plain"], torch.float32, num_blocks=NUM_BLOCKS, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS
+        TorchBackend(), SHAPES[shape], torch.float32, num_blocks=NUM_BLOCKS, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS
     )
     for ours, theirs in zip(model.keys + model.values, torch_model.keys + torch_model.values, strict=True):
         theirs.copy_(ours)
@@ -123,8 +125,9 @@ def test_time_by_kind() -> None:
     assert all(after[kind] > before[kind] for kind in after)
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_computed() -> None:
-    model, program = captured("plain", torch.float32)
+@pytest.mark.parametrize("shape", ["plain", "tied, odd"])
+def test_what_does_not_fit_is_refused_and_nothing_is_computed(shape: str) -> None:
+    model, program = captured(shape, torch.float32)
     plan = AttentionPlan([1], [5], [[0]])
     num_tokens = model.fill([1], [5], [[0]])
     expected = program.run(num_tokens, 1, plan).clone()

@@ -1,5 +1,5 @@
 // Attention, called by itself: one plan, one layer. `part_out` and `part_lse` are scratch for the plan's parts.
-#include "attention.h"
+#include "operations.h"
 
 #include <omp.h>
 
@@ -19,11 +19,10 @@ void run(const Attention<T>& attention, const Plan& plan, float* part_out, float
 
 }  // namespace
 
-#define EXPORT(T, SUFFIX)                                                                                          \
-  extern "C" void parrot_attention_##SUFFIX(const Attention<T>* attention, const Plan* plan, float* part_out,      \
-                                            float* part_lse, int threads) {                                        \
+#define EXPORT(NAME, ...)                                                                                          \
+  extern "C" void parrot_##NAME(const __VA_ARGS__* attention, const Plan* plan, float* part_out, float* part_lse,  \
+                                int threads) {                                                                     \
     run(*attention, *plan, part_out, part_lse, threads);                                                           \
   }
 
-EXPORT(float, f32)
-EXPORT(bf16, bf16)
+PARROT_ATTENTIONS(EXPORT)

@@ -14,9 +14,28 @@ import torch
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.checks import (
+    check_attention,
+    check_gate_up,
+    check_gather,
+    check_index,
+    check_norm,
+    check_plan,
+    check_rope,
+)
 from parrot_kernels.cpu.build import build
-from parrot_kernels.cpu.checks import check_attention, check_gate_up, check_gather, check_norm, check_plan, check_rope
-from parrot_kernels.cpu.library import SUFFIXES, Attention, Gather, Library, Linear, Operation, RmsNorm, Rope, SiluMul
+from parrot_kernels.cpu.library import (
+    SUFFIXES,
+    Attention,
+    Gather,
+    GatherPacked,
+    Library,
+    Linear,
+    Operation,
+    RmsNorm,
+    Rope,
+    SiluMul,
+)
 from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.cpu.variant import Variant, supported_variants
 from parrot_kernels.cpu.weight_memory import WeightMemory
@@ -162,8 +181,10 @@ class CpuBackend(TorchBackend):
         self._compute("silu_mul", gate_up.dtype, operation, [gate_up], [])
         return out
 
-    def gather(self, table: Tensor, index: Tensor) -> Tensor:
-        """Copy rows."""
+    def gather(self, table: Tensor | PackedLinear, index: Tensor) -> Tensor:
+        """Copy rows, or read them out of panels."""
+        if isinstance(table, PackedLinear):
+            return self._gather_packed(table, index) if table.packed else self.gather(table.plain, index)
         check_gather(table, index)
         index = index.contiguous()
         out = self._empty(index, [table.shape[1]], table.dtype)
@@ -173,6 +194,16 @@ class CpuBackend(TorchBackend):
             table.shape[1] * size,
         )  # fmt: skip
         self._compute("gather", None, operation, [index], [table])
+        return out
+
+    def _gather_packed(self, table: PackedLinear, index: Tensor) -> Tensor:
+        check_index(index)
+        index = index.contiguous()
+        out = self._empty(index, [table.in_features], table.dtype)
+        operation = GatherPacked(
+            table.data.data_ptr(), table.in_features, table.out_features, None, index.data_ptr(), out.data_ptr()
+        )
+        self._compute("gather_packed", table.dtype, operation, [index], [table])
         return out
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
@@ -252,7 +283,11 @@ class CpuBackend(TorchBackend):
         )  # fmt: skip
 
 
-OUTSIDE = {"rope": "a slot outside the cache", "gather": "an index outside the table"}
+OUTSIDE = {
+    "rope": "a slot outside the cache",
+    "gather": "an index outside the table",
+    "gather_packed": "an index outside the weight",
+}
 """What an operation means when it refuses its indices."""
 
 

@@ -1,8 +1,7 @@
 // The operations on rows, called one by one: `int f(const Operation*, rows, threads)`, 1 if an index does not fit.
 #include <omp.h>
 
-#include "linear.h"
-#include "rows.h"
+#include "operations.h"
 
 using namespace parrot;
 
@@ -23,13 +22,4 @@ int run(const Operation& operation, int64_t rows, int threads) {
     return run(*operation, rows, threads);                                                      \
   }
 
-EXPORT(rms_norm_f32, RmsNorm<float>)
-EXPORT(rms_norm_bf16, RmsNorm<bf16>)
-EXPORT(rope_f32, Rope<float>)
-EXPORT(rope_bf16, Rope<bf16>)
-EXPORT(silu_mul_f32, SiluMul<float>)
-EXPORT(silu_mul_bf16, SiluMul<bf16>)
-EXPORT(gather, Gather)
-EXPORT(linear_f32, Linear<float, float>)
-EXPORT(linear_bf16, Linear<bf16, bf16>)
-EXPORT(linear_bf16_f32, Linear<bf16, float>)
+PARROT_ROW_OPERATIONS(EXPORT)

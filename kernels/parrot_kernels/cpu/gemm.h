@@ -1,4 +1,4 @@
-// The linear layer: rows of x times a packed weight.
+// The linear layer: rows of x times a packed weight, of which single rows can be read too.
 //
 // Every output is one chain of multiply-adds over the inputs in their order, so that it is the same to the last bit
 // whatever rows come with it, wherever it lies, and however many threads there are.
@@ -22,5 +22,9 @@ struct Packed {
 template <class T, class Out>
 void gemm_part(const T* x, int64_t x_stride, int64_t rows, const Packed<T>& w, Out* out, int64_t out_stride, int thread,
                int threads);
+
+// to[w.in] = row `row` of the weight, as it was packed.
+template <class T>
+void unpack_row(const Packed<T>& w, int64_t row, T* to);
 
 }  // namespace parrot

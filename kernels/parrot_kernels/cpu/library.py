@@ -57,15 +57,24 @@ class Gather(Operation):
     ]
 
 
+_PACKED: list[tuple[str, type[ctypes.c_void_p] | type[ctypes.c_int64]]] = [
+    ("data", POINTER),
+    ("in_features", INT64),
+    ("out_features", INT64),
+    ("bias", POINTER),
+]
+
+
 class Linear(Operation):
     """``Linear`` of linear.h."""
 
-    _fields_ = [
-        *[(name, POINTER) for name in ("x", "out", "data")],
-        *[(name, INT64) for name in ("in_features", "out_features")],
-        ("bias", POINTER),
-        *[(name, INT64) for name in ("x_stride", "out_stride")],
-    ]
+    _fields_ = [("x", POINTER), ("out", POINTER), *_PACKED, ("x_stride", INT64), ("out_stride", INT64)]
+
+
+class GatherPacked(Operation):
+    """``GatherPacked`` of linear.h."""
+
+    _fields_ = [*_PACKED, ("index", POINTER), ("out", POINTER)]
 
 
 class Attention(Operation):
@@ -84,7 +93,9 @@ class Library:
     def __init__(self, path: Path) -> None:
         address, int_ = ctypes.c_void_p, ctypes.c_int
         kinds = [
-            f"{name}{suffix}" for name in ("rms_norm", "rope", "silu_mul", "linear") for suffix in ("_f32", "_bf16")
+            f"{name}{suffix}"
+            for name in ("rms_norm", "rope", "silu_mul", "linear", "gather_packed")
+            for suffix in SUFFIXES.values()
         ]
         kinds += ["linear_bf16_f32", "gather"]
         attentions = ["attention_f32", "attention_bf16"]

@@ -1,6 +1,7 @@
-// Packing a weight into panels; see panels.h for the layout.
+// Packing a weight into panels, and reading its rows again; see panels.h for the layout.
 #include <algorithm>
 
+#include "gemm.h"
 #include "panels.h"
 #include "threads.h"
 #include "transpose.h"
@@ -57,6 +58,24 @@ void pack(const T* weight, int64_t stride, int64_t out, int64_t in, char* data, 
 }
 
 }  // namespace
+
+namespace parrot {
+
+// The words of a row lie a panel's width apart, each in a cache line of its own; no load waits for another.
+template <class T>
+void unpack_row(const Packed<T>& w, int64_t row, T* to) {
+  using W = typename PanelOf<T>::type;
+  using Word = typename W::weight_word;
+  const int64_t whole = w.in / W::PER_WORD;
+  const Word* word = static_cast<const Word*>(w.data) + row / PANEL * depth_of<W>(w.in) * PANEL + row % PANEL;
+  for (int64_t k = 0; k < whole; ++k, word += PANEL) std::memcpy(to + k * W::PER_WORD, word, sizeof(Word));
+  if (w.in % W::PER_WORD != 0) std::memcpy(to + w.in - 1, word, sizeof(T));
+}
+
+template void unpack_row(const Packed<float>&, int64_t, float*);
+template void unpack_row(const Packed<bf16>&, int64_t, bf16*);
+
+}  // namespace parrot
 
 #define EXPORT(T, SUFFIX)                                                                                         \
   extern "C" int64_t parrot_packed_bytes_##SUFFIX(int64_t out, int64_t in) {                                      \

@@ -68,15 +68,5 @@ extern "C" const double* parrot_program_seconds(const Program* program) { return
     add(program, operation, rows, kind, barrier_after);                                                          \
   }
 
-EXPORT(rms_norm_f32, RmsNorm<float>)
-EXPORT(rms_norm_bf16, RmsNorm<bf16>)
-EXPORT(rope_f32, Rope<float>)
-EXPORT(rope_bf16, Rope<bf16>)
-EXPORT(silu_mul_f32, SiluMul<float>)
-EXPORT(silu_mul_bf16, SiluMul<bf16>)
-EXPORT(gather, Gather)
-EXPORT(linear_f32, Linear<float, float>)
-EXPORT(linear_bf16, Linear<bf16, bf16>)
-EXPORT(linear_bf16_f32, Linear<bf16, float>)
-EXPORT(attention_f32, Attention<float>)
-EXPORT(attention_bf16, Attention<bf16>)
+PARROT_ROW_OPERATIONS(EXPORT)
+PARROT_ATTENTIONS(EXPORT)

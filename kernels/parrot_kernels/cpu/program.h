@@ -10,9 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "attention.h"
-#include "linear.h"
-#include "rows.h"
+#include "operations.h"
 
 namespace parrot {
 

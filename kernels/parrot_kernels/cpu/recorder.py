@@ -24,9 +24,9 @@ from parrot_kernels.errors import KernelCaptureError
 
 _KINDS = {
     "rms_norm": Kind.NORM, "rope": Kind.ROPE, "attention": Kind.ATTENTION, "silu_mul": Kind.SILU_MUL,
-    "linear": Kind.LINEAR, "gather": Kind.GATHER,
+    "linear": Kind.LINEAR, "gather": Kind.GATHER, "gather_packed": Kind.GATHER,
 }  # fmt: skip
-_ROW_BY_ROW = frozenset({"rms_norm", "rope", "gather"})
+_ROW_BY_ROW = frozenset({"rms_norm", "rope", "gather", "gather_packed"})
 """A thread has the same rows in all of these: between two of them that read only their own rows, none waits."""
 
 

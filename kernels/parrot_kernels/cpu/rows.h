@@ -127,6 +127,10 @@ struct SiluMul {
   }
 };
 
+inline bool are_below(const int64_t* indices, int64_t count, int64_t limit) {
+  return std::all_of(indices, indices + count, [limit](int64_t index) { return index >= 0 && index < limit; });
+}
+
 struct Gather {
   const char* table;
   const int64_t* index;
@@ -135,11 +139,7 @@ struct Gather {
 
   int64_t width() const { return row_bytes; }
 
-  bool fits(int64_t rows) const {
-    for (int64_t n = 0; n < rows; ++n)
-      if (index[n] < 0 || index[n] >= table_rows) return false;
-    return true;
-  }
+  bool fits(int64_t rows) const { return are_below(index, rows, table_rows); }
 
   void part(int64_t rows, int thread, int threads) const {
     Share share(rows, thread, threads);

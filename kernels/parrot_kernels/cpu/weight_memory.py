@@ -6,11 +6,12 @@ are often smaller than a huge page and therefore share chunks.
 
 from __future__ import annotations
 
-import mmap
 import threading
 
 import torch
 from torch import Tensor
+
+from parrot_kernels.untouched import untouched_zeros
 
 CHUNK_BYTES = 64 << 20
 """Address space of a chunk; what is never written takes no memory."""
@@ -30,13 +31,6 @@ class WeightMemory:
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         with self._lock:
             if size > self._free.numel():
-                self._free = _mapped(max(size, CHUNK_BYTES))
+                self._free = untouched_zeros((max(size, CHUNK_BYTES),), torch.uint8, huge_pages=True)
             taken, self._free = self._free[:num_bytes], self._free[size:]
         return taken
-
-
-def _mapped(size: int) -> Tensor:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -50,8 +50,9 @@ class BatchScheduler:
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
     sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
     THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``,
-    sequences that decode may get drafts, as far as budget and free blocks go. Where nobody waits, the rest of the
-    budget goes to prompts computed ahead (``ahead``), which give way to all others.
+    sequences that decode may get drafts, as far as the budget, ``max_num_rows`` of logits (default: the budget) and
+    free blocks go. Where nobody waits, the rest of the budget goes to prompts computed ahead (``ahead``), which give
+    way to all others.
     """
 
     def __init__(
@@ -60,12 +61,16 @@ class BatchScheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_num_rows: int | None = None,
         speculator: Speculator | None = None,
     ) -> None:
+        if max_num_rows is not None and max_num_rows < max_num_seqs:
+            raise ValueError(f"{max_num_rows} rows of logits are too few: each of {max_num_seqs} sequences needs one")
         self.blocks = blocks
         self.ahead = PrefillAhead(blocks)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_rows = max_num_batched_tokens if max_num_rows is None else max_num_rows
         self.speculator = speculator
         self.waiting: list[Sequence] = []
         """Sorted by ``Sequence.order``; preempted sequences wait here too."""
@@ -128,7 +133,8 @@ class BatchScheduler:
             return chunks
         admitted = self._admit(budget)
         budget -= sum(chunk.num_tokens for chunk in admitted)
-        drafts = self._draft(chunks, budget)
+        num_rows = sum(chunk.num_rows for chunk in (*chunks, *admitted))
+        drafts = self._draft(chunks, min(budget, self.max_num_rows - num_rows))
         budget -= sum(len(draft.token_ids) for draft in drafts.values())
         chunks = [replace(chunk, draft=drafts[i]) if i in drafts else chunk for i, chunk in enumerate(chunks)]
         return chunks + admitted + self._compute_ahead(budget)

@@ -14,6 +14,9 @@ from parrot_workers.engine.models.model import PROBE_LEN, REMEDY, Model
 from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.step_batch import Span, StepBuffers
 
+PROBE_ROWS = 2
+"""Rows of logits in a step of ``ModelRunner.verify``."""
+
 
 class Ranks(Protocol):
     """The other ranks of a model that is split over several."""
@@ -26,8 +29,9 @@ class Ranks(Protocol):
 
 
 class ModelRunner:
-    """Runs up to ``max_num_tokens`` tokens a step over the paged cache; for ``buckets`` see ``StepBuffers``.
+    """Runs up to ``max_num_tokens`` tokens a step over the paged cache, with the logits of up to ``max_num_rows``.
 
+    For that and for ``buckets`` see ``StepBuffers``: of a large vocabulary the logits are most of a step's memory.
     ``ranks`` are told of each step, and compute it with us.
     """
 
@@ -37,13 +41,19 @@ class ModelRunner:
         cache: PagedCache,
         *,
         max_num_tokens: int,
+        max_num_rows: int | None = None,
         buckets: Iterable[int] = (),
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self._ranks = ranks
-        self._buffers = StepBuffers(max(max_num_tokens, 2 * PROBE_LEN), model.device, buckets=buckets)
+        self._buffers = StepBuffers(
+            max(max_num_tokens, 2 * PROBE_LEN),
+            model.device,
+            max_num_rows=max(max_num_rows, PROBE_ROWS) if max_num_rows is not None else None,
+            buckets=buckets,
+        )
         self._captured = self._capture(model)
 
     def run(self, spans: Sequence[Span]) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from parrot_mq.errors import ConfigError, RankLost
+from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.rank_command import Action, RankCommand
 from parrot_workers.engine.rank_process import READY, RankSettings, joined, serve
@@ -28,18 +29,18 @@ STOP_TIMEOUT_S = 10.0
 
 
 class RankGroup:
-    """Starts ``size`` - 1 processes, which load their parts of the model while the caller loads its own, ``shard``.
+    """Starts the other ``tensor_parallel_size`` - 1 processes, which load their parts of the model while the caller
+    loads its own, ``shard``.
 
     As a context manager it ends them if the block raises. A process has at most one group at a time, and a script that
     makes one does so under ``if __name__ == "__main__"``, for the new processes import it. Raises ConfigError, and
     RankLost once a rank is gone or the ranks are out of step; then nothing can be run any more.
     """
 
-    def __init__(
-        self, model: str, size: int, *, device: torch.device, dtype: str | torch.dtype, max_model_len: int | None
-    ) -> None:
+    def __init__(self, engine: EngineSettings) -> None:
         if dist.is_initialized():
             raise ConfigError("this process has a process group of torch.distributed already: use one engine a process")
+        device, size = engine.place, engine.tensor_parallel_size
         if device.type == "cuda" and torch.cuda.device_count() < (device.index or 0) + size:
             raise ConfigError(f"tensor_parallel_size={size} from {device} on needs more GPUs than there are")
         self.shard = Shard(0, size)
@@ -48,9 +49,7 @@ class RankGroup:
         self._processes: list[multiprocessing.process.BaseProcess] = []
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="parrot_mq_ranks_"))
-            settings = RankSettings(
-                model, str(device), dtype, max_model_len, torch.get_num_threads(), str(Path(folder) / "rendezvous")
-            )
+            settings = RankSettings(engine, torch.get_num_threads(), str(Path(folder) / "rendezvous"))
             stack.callback(self._end_processes)
             context = multiprocessing.get_context("spawn")
             for rank in range(1, size):

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from parrot_mq.errors import ConfigError, RankLost
+from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.engine.model_runner import ModelRunner
-from parrot_workers.engine.models.load import load_model
+from parrot_workers.engine.models.load import ModelPath, load_model
 from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.paged_cache import PagedCache
 from parrot_workers.engine.rank_command import Action, RankCommand
@@ -27,18 +28,15 @@ READY = b""
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RankSettings:
-    """What every rank must know. ``device`` is the first rank's; ``rendezvous`` is a file that does not exist yet."""
+    """What every rank must know; ``rendezvous`` is a file that does not exist yet."""
 
-    model: str
-    device: str
-    dtype: str | torch.dtype
-    max_model_len: int | None
+    engine: EngineSettings
     num_threads: int
     rendezvous: str
 
     def device_of(self, rank: int) -> torch.device:
         """Ranks on GPUs take those that follow the first's."""
-        device = torch.device(self.device)
+        device = self.engine.place
         return torch.device("cuda", (device.index or 0) + rank) if device.type == "cuda" else device
 
 
@@ -73,11 +71,11 @@ def serve(connection: Connection, settings: RankSettings, shard: Shard) -> None:
         device = settings.device_of(shard.rank)
         try:
             model = load_model(
-                settings.model,
+                str(settings.engine.model),
                 device=device,
-                dtype=settings.dtype,
-                path="fast",
-                max_model_len=settings.max_model_len,
+                dtype=settings.engine.dtype,
+                path=ModelPath.FAST,
+                max_model_len=settings.engine.max_model_len,
                 shard=shard,
             )
         except ConfigError as error:

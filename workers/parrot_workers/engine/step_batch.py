@@ -48,13 +48,22 @@ class StepBatch:
 
 
 class StepBuffers:
-    """Buffers for up to ``max_num_tokens`` tokens a step.
+    """Buffers for up to ``max_num_tokens`` tokens a step, and the logits of up to ``max_num_rows`` (None: all) of them.
 
-    With ``buckets`` (numbers of tokens) a batch of up to the largest is padded to the next bucket, its rows too.
+    With ``buckets`` (numbers of tokens) a batch of up to the largest is padded to the next bucket, its rows as far as
+    they go.
     """
 
-    def __init__(self, max_num_tokens: int, device: torch.device, *, buckets: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        max_num_tokens: int,
+        device: torch.device,
+        *,
+        max_num_rows: int | None = None,
+        buckets: Iterable[int] = (),
+    ) -> None:
         self.max_num_tokens = max_num_tokens
+        self.max_num_rows = max_num_tokens if max_num_rows is None else min(max_num_rows, max_num_tokens)
         self._buckets = sorted(buckets)
         self._device = device
         # ids, positions, slots, rows. The host's copy is written through numpy, the cheapest way from a list.
@@ -71,6 +80,7 @@ class StepBuffers:
     def full(self) -> StepBatch:
         """All of the buffers, as what a step is recorded over; the plan stands for those to come."""
         ids, positions, slots, rows = self._tensors
+        rows = rows[: self.max_num_rows]
         return StepBatch(ids, positions, slots, rows, AttentionPlan([], [], [], num_rows=self.max_num_tokens))
 
     def fill(self, spans: Sequence[Span]) -> StepBatch:
@@ -103,8 +113,9 @@ class StepBuffers:
             ids += [0] * num_padding
             positions += [0] * num_padding
             slots += [NOT_STORED] * num_padding
-            rows += [0] * (num_tokens - len(rows))
+            rows += [0] * (min(num_tokens, self.max_num_rows) - len(rows))
         assert num_tokens <= self.max_num_tokens, f"{num_tokens} tokens in buffers of {self.max_num_tokens}"
+        assert len(rows) <= self.max_num_rows, f"{len(rows)} rows of logits in buffers of {self.max_num_rows}"
         values = self._values
         values[0, :num_tokens] = ids
         values[1, :num_tokens] = positions

@@ -13,15 +13,16 @@ from parrot_mq.errors import (
     InvalidRequest,
     NotClaimed,
     StepError,
+    StoreError,
     TransformFailed,
     ValueTooLarge,
 )
 from parrot_mq.settings import StoreSettings, WorkerSettings
 from parrot_mq.store import EngineStore, encode_value
-from parrot_mq.store.completion import Completion
+from parrot_mq.store.completion import MAX_COMPLETIONS, Completion
+from parrot_mq.store.joined import Joined
 from parrot_mq.store.records import Usage, Value
 from parrot_workers.engine.port import FinishReason, SequenceOutput
-from parrot_workers.worker.outbox import Outbox
 from parrot_workers.worker.persist import persist
 from parrot_workers.worker.run import Run
 from parrot_workers.worker.stepper import monotonic_s
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 32
 """Failures being written at once; each takes a connection of the pool."""
+MAX_WRITERS = 2
+"""Calls that write completions to one partition at once."""
 
 
 class Delivery:
@@ -55,7 +58,7 @@ class Delivery:
         self._engine_id = engine_id
         self._fenced = fenced
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._outboxes: dict[EngineStore, Outbox] = {}
+        self._completions: dict[EngineStore, Joined[Completion, StoreError | None]] = {}
         self._stream_writers: dict[EngineStore, StreamWriter] = {}
         self.identity = ""
         """``model@tokenizer_digest``; empty if generated ids mean nothing to anybody else."""
@@ -99,11 +102,11 @@ class Delivery:
 
         async def complete() -> None:
             try:
-                await self._outbox(run.store).put(completion)
+                await self._complete(run.store, completion)
             except NotClaimed:  # somebody streams it since it was offered
                 await run.claimed()
                 await self.flush(run)
-                await self._outbox(run.store).put(completion)
+                await self._complete(run.store, completion)
 
         await self._persist(run, complete)
 
@@ -121,10 +124,15 @@ class Delivery:
 
         await self._persist(run, fail)
 
-    def _outbox(self, store: EngineStore) -> Outbox:
-        if store not in self._outboxes:
-            self._outboxes[store] = Outbox(store, self._group)
-        return self._outboxes[store]
+    async def _complete(self, store: EngineStore, completion: Completion) -> None:
+        """Write a completion, together with others. Raises what ``EngineStore.complete`` raises."""
+        if store not in self._completions:
+            self._completions[store] = Joined(
+                store.complete_many, MAX_COMPLETIONS, self._group.create_task, max_calls=MAX_WRITERS
+            )
+        refusal = await self._completions[store](completion)
+        if refusal is not None:
+            raise refusal
 
     def _stream_writer(self, store: EngineStore) -> StreamWriter:
         if store not in self._stream_writers:

@@ -49,6 +49,7 @@ def _torch(options: Options) -> EnginePort:
     import torch
 
     from parrot_workers.engine.engine import Engine
+    from parrot_workers.engine.engine_settings import EngineSettings
     from parrot_workers.engine.step_log import StepLog
 
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -61,9 +62,8 @@ def _torch(options: Options) -> EnginePort:
         "tensor_parallel_size": options.tensor_parallel_size,
         "num_threads": options.num_threads or (spare_cores() if device == "cpu" else None),
         "profile": options.profile,
-        "on_step": StepLog(options.step_log) if options.step_log else None,
     }
-    engine: EnginePort = Engine(
+    settings = EngineSettings(
         options.model,
         name=options.name,
         device=device,
@@ -72,4 +72,5 @@ def _torch(options: Options) -> EnginePort:
         speculate=options.speculate,
         **{name: value for name, value in given.items() if value is not None},
     )
+    engine: EnginePort = Engine(settings, on_step=StepLog(options.step_log) if options.step_log else None)
     return engine

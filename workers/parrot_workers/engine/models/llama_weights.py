@@ -39,11 +39,9 @@ class LlamaLayer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LlamaWeights:
-    """All of a model. ``embedding`` [vocab_size, hidden] is held beside ``head`` even if the two are tied, for the head
-    is packed for the matrix product.
-    """
+    """All of a model. ``embedding`` [vocab_size, hidden] is ``head`` itself if the checkpoint ties the two."""
 
-    embedding: Tensor
+    embedding: Tensor | PackedLinear
     layers: tuple[LlamaLayer, ...]
     norm: Tensor
     head: PackedLinear
@@ -52,8 +50,8 @@ class LlamaWeights:
     def nbytes(self) -> int:
         """Bytes they take."""
         layers = sum(layer.nbytes for layer in self.layers)
-        is_tied = self.head.data.data_ptr() == self.embedding.data_ptr()  # a packed head is a copy
-        return layers + self.embedding.nbytes + self.norm.nbytes + (0 if is_tied else self.head.nbytes)
+        is_tied = self.embedding is self.head
+        return layers + self.norm.nbytes + self.head.nbytes + (0 if is_tied else self.embedding.nbytes)
 
 
 def llama_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
@@ -113,8 +111,9 @@ class LlamaReader:
         """Read everything."""
         # The head first: what is read and not yet packed is then never more than it while little else is there, and
         # never more than one layer later on.
-        embedding = self._tensor("model.embed_tokens.weight")
-        head = self._kernels.pack_linear(embedding if self._shape.is_tied else self._tensor("lm_head.weight"))
+        is_tied = self._shape.is_tied
+        head = self._kernels.pack_linear(self._tensor("model.embed_tokens.weight" if is_tied else "lm_head.weight"))
+        embedding = head if is_tied else self._tensor("model.embed_tokens.weight")
         norm = self._tensor("model.norm.weight")
         self._release()
         layers = tuple(self._layer(f"model.layers.{layer}") for layer in range(self._shape.num_layers))

@@ -95,16 +95,14 @@ def _require_memory(
 ) -> None:
     """Raise ConfigError if the weights in ``dtype`` do not fit the memory that is free.
 
-    A GPU holds one rank, a CPU all of them; each rank has the embedding and the head.
+    A GPU holds one rank, a CPU all of them; each rank has the embedding and the head, which are one if they are tied.
     """
     is_tied = config.get_text_config().tie_word_embeddings
     elements = checkpoint.num_elements()
     if is_tied and HEAD in checkpoint:
         elements -= checkpoint.num_elements(HEAD)
-    if is_tied and shape is not None:
-        elements += shape.vocab_size * shape.hidden_size  # the head is packed, the embedding is not
     if shape is not None:
-        repeated = 2 * shape.vocab_size * shape.hidden_size
+        repeated = (1 if is_tied else 2) * shape.vocab_size * shape.hidden_size
         on_device = 1 if device.type == "cuda" else shard.size
         elements = (elements - repeated) * on_device // shard.size + repeated * on_device
     needed, free = elements * dtype.itemsize, device_available_bytes(device)

@@ -1,4 +1,7 @@
-"""What the compiled operations demand of their tensors, for they trust the pointers. All raise ``KernelInputError``."""
+"""What compiled operations, C++ or Triton, demand of their tensors, for they trust the pointers.
+
+All raise ``KernelInputError``.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +85,15 @@ def check_plan(plan: AttentionPlan, tokens: int, num_blocks: int) -> None:
 
 def check_gather(table: Tensor, index: Tensor) -> None:
     """Check a table [any, width] and an index [rows]."""
-    if table.ndim != 2 or table.stride(1) != 1 or index.ndim != 1 or index.dtype != torch.int64:
-        raise KernelInputError(
-            f"want a table [any, width] with contiguous rows and an int64 index [rows], not {tuple(table.shape)} and "
-            f"{index.dtype} {tuple(index.shape)}"
-        )
+    if table.ndim != 2 or table.stride(1) != 1:
+        raise KernelInputError(f"want a table [any, width] with contiguous rows, not {tuple(table.shape)}")
+    check_index(index)
+
+
+def check_index(index: Tensor) -> None:
+    """Check an index [rows]."""
+    if index.ndim != 1 or index.dtype != torch.int64:
+        raise KernelInputError(f"want an int64 index [rows], not {index.dtype} {tuple(index.shape)}")
 
 
 def check_gate_up(gate_up: Tensor) -> int:

@@ -1,0 +1,97 @@
+"""What an engine is made with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from parrot_mq.errors import ConfigError
+from parrot_workers.engine.models.load import DEFAULT_MAX_MODEL_LEN, ModelPath
+from parrot_workers.engine.speculator import MAX_DRAFT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings that agree with each other. Raises ConfigError, with a remedy, for those that do not.
+
+    What depends on the model is checked once that is loaded.
+    """
+
+    model: str | Path
+    """A folder or an id."""
+    _: dataclasses.KW_ONLY
+    name: str = ""
+    """What requests call the model; by default the folder's name, or the id."""
+    device: str = "cpu"
+    dtype: str | torch.dtype = "auto"
+    path: str = ModelPath.AUTO
+    """Who computes the model: "fast" our own code for the Llama family, "general" transformers', "auto" what fits."""
+    tensor_parallel_size: int = 1
+    """Above 1 as many processes compute a model of the fast path together: on the GPUs from ``device`` on, or on the
+    CPU, with ``num_threads`` and a cache each (see ``RankGroup`` for what that asks of a script)."""
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    """Bounds a step's tokens, so that a long prompt does not hold up running outputs."""
+    kv_memory_bytes: int | None = None
+    """The cache gets as many blocks as these hold; by default see ``memory.num_blocks``."""
+    host_kv_memory_bytes: int | None = None
+    """Host memory for content that the cache gives away; by default see ``memory.num_host_slots``."""
+    num_blocks: int | None = None
+    """Instead of ``kv_memory_bytes``."""
+    max_model_len: int | None = None
+    num_threads: int | None = None
+    """``torch.set_num_threads``, which is process-wide."""
+    enable_prefix_caching: bool = True
+    speculate: bool = True
+    """Let sequences verify drafts copied from their own text where the cost model expects a gain; outputs are the same
+    either way."""
+    calibrate: bool = True
+    """False keeps the default cost model and starts faster."""
+    profile: str | Path | None = None
+    """A folder for a trace of some steps."""
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1 or self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_seqs ({self.max_num_seqs}) must be at least 1, and max_num_batched_tokens "
+                f"({self.max_num_batched_tokens}) at least max_num_seqs, for each decodes a token"
+            )
+        if self.tensor_parallel_size < 1 or (self.tensor_parallel_size > 1 and self.host_kv_memory_bytes):
+            raise ConfigError(
+                f"tensor_parallel_size ({self.tensor_parallel_size}) must be at least 1; above 1 there is no host "
+                "tier: leave host_kv_memory_bytes out"
+            )
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device {self.device!r} was asked for, but torch sees no GPU: use device='cpu', or a CUDA build"
+            )
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model."""
+        return self.name or (Path(self.model).name if Path(self.model).is_dir() else str(self.model))
+
+    @property
+    def max_num_rows(self) -> int:
+        """Rows of logits that a step may want: each sequence's next token, and those that verify its draft."""
+        most = self.max_num_seqs * (1 + (MAX_DRAFT if self.speculate else 0))
+        return min(most, self.max_num_batched_tokens)
+
+    @property
+    def place(self) -> torch.device:
+        """The device, the first rank's of several."""
+        return torch.device(self.device)
+
+    def model_len(self, longest: int | None) -> int:
+        """Return the longest sequence: what was asked for, else what the model knows (``longest``) up to a default.
+
+        Raises ConfigError if more was asked for than the model knows.
+        """
+        asked = self.max_model_len
+        if asked is None:
+            return min(longest or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
+        if asked < 2 or (longest is not None and asked > longest):
+            raise ConfigError(f"max_model_len {asked} must be at least 2 and at most the model's own {longest}")
+        return asked
