@@ -119,22 +119,29 @@ def _attend_item(
     maximum = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM], tl.float32)
+    # The block of each key of a step is loaded a step ahead: then the copies of keys and values that the compiler
+    # issues ahead wait for no load.
+    block = _blocks(table, start - first_key, end - first_key, KEYS)
     # The same loop twice: only a `for` is pipelined, and some versions of the interpreter cannot run it to a bound that
     # was loaded (triton 3.6 with numpy 2.4).
     if INTERPRETED:
         key = start
         while key < end:
+            ahead = _blocks(table, key + KEYS - first_key, end - first_key, KEYS)
             maximum, total, acc = _attend_keys(
-                q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
-                softcap, window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+                q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
+                window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
             )  # fmt: skip
+            block = ahead
             key += KEYS
     else:
         for key in tl.range(start, end, KEYS):
+            ahead = _blocks(table, key + KEYS - first_key, end - first_key, KEYS)
             maximum, total, acc = _attend_keys(
-                q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
-                softcap, window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, INTERPRETED,
+                q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
+                window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
             )  # fmt: skip
+            block = ahead
 
     # A row that saw no key: 0 and -inf.
     acc = acc * (value_scale / tl.where(total > 0, total, 1.0))[:, None]
@@ -168,19 +175,23 @@ def _attend_item(
 
 
 @triton.jit
+def _blocks(table, first, end, KEYS: tl.constexpr):  # noqa: N803
+    """Return the block [KEYS] of each key from ``first`` on, numbers within the item's range; 0 from ``end`` on."""
+    number = first + tl.arange(0, KEYS)
+    return tl.load(table + number // BLOCK, mask=number < end, other=0)
+
+
+@triton.jit
 def _attend_keys(
-    q, position, maximum, total, acc, key_cache, value_cache, table, first_key, key, end, kv_head, scale,
-    softcap, window,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr, INTERPRETED: tl.constexpr,
+    q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap, window,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Add the keys from ``key`` on, up to ``KEYS`` and before ``end``, to the running softmax of the rows.
 
-    ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so far (-inf: none).
+    ``block`` [KEYS] is the block of each. ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so far (-inf: none).
     """
     number = key + tl.arange(0, KEYS)
     is_key = number < end
-    block = tl.load(table + (number - first_key) // BLOCK, mask=is_key, other=0)
     line = ((block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK + number % BLOCK) * DIM
     dims = tl.arange(0, DIM)
     # Behind `end` lies what nobody has written yet, perhaps NaN: it is not read, for 0 * NaN is NaN.

@@ -13,7 +13,7 @@ WIDE_ROWS = (32, 64, 128)
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttentionLaunch:
     """``keys`` a step (a power of two, at least 16), and of the launch: programs a multiprocessor, warps a program,
-    steps whose keys are fetched ahead."""
+    buffers that steps of keys pass through (2: they are fetched while nothing is computed)."""
 
     keys: int
     num_warps: int
@@ -22,11 +22,17 @@ class AttentionLaunch:
 
     @classmethod
     def default(cls, shape: AttentionShape, wide: int) -> AttentionLaunch:
-        """Return what fits the shared memory of any device from Ampere on with two programs, large tiles with one."""
-        line = 2 * shape.head_dim * shape.key_bytes
-        keys = max(16, min(128, 32768 // line))  # 32 KiB a step
-        is_large = wide > 64
-        return cls(keys=keys, num_warps=8 if is_large else 4, num_stages=2, programs_per_processor=1 if is_large else 2)
+        """Return what fits the shared memory of a Hopper GPU (227 KiB), with steps of 32 KiB of keys and values.
+
+        Two steps are in flight. Tiles of one step of the tensor cores leave room for three programs, whose loads fill
+        the memory's pipe; wide ones take the registers of two.
+        """
+        keys = max(16, min(128, 32768 // (2 * shape.head_dim * shape.key_bytes)))
+        if wide <= 32:
+            return cls(keys, num_warps=4, num_stages=3, programs_per_processor=3 if wide == 16 else 2)
+        if wide == 64:
+            return cls(keys, num_warps=4, num_stages=2, programs_per_processor=2)
+        return cls(keys, num_warps=8, num_stages=3, programs_per_processor=1)
 
 
 def wide_rows(shape: AttentionShape, packed_rows: int) -> int:

@@ -22,7 +22,7 @@ from parrot_kernels.errors import KernelInputError
 from parrot_kernels.gpu.attention_launch import AttentionLaunch, wide_rows
 from parrot_kernels.gpu.device import num_sms
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
-from parrot_kernels.gpu.work_list import ROUNDS, Item, Tiling, WorkList
+from parrot_kernels.gpu.work_list import Item, Tiling, WorkList
 
 ALIGNMENT = 32
 """Numbers: 128 bytes, a line of the caches."""
@@ -63,7 +63,7 @@ class Capacity:
         Without shared prefixes and splits each row is in one tile, so all such batches fit. What sharing or splitting
         would need more than is set aside is done without.
         """
-        splits = ROUNDS * tiling.processors
+        splits = 4 * tiling.processors
         return cls(rows, 2 * rows + splits, 4 * rows, blocks + tiling.slack * rows, parts_per_row * rows)
 
     def holds(self, need: Capacity) -> bool:
@@ -122,7 +122,7 @@ class DevicePlan:
             tiling = Tiling(shape, _wide_for(plan, shape, cost), num_sms(device))
             work = WorkList.of(plan, tiling, cost)
             made = cls(tiling, Capacity.of(work), device, cost=cost)
-            made._load(plan, work)
+            made.load(plan, work)
             plans[shape] = made
         return plans[shape]
 
@@ -148,7 +148,7 @@ class DevicePlan:
         kept = _Kept(plan)
         grown = self._kept.growth(kept) if self._kept is not None else None
         if grown is None or not self._grow(grown):
-            self._load(plan, self._cut(plan), kept)
+            self.load(plan, self._cut(plan))
             return Change.CUT
         self._kept = kept
         self._write(1, plan.positions)
@@ -163,17 +163,19 @@ class DevicePlan:
         unsplit = dataclasses.replace(self.tiling, split_keys=False)
         attempts = [(self.tiling, self.cost)]
         if plan.share:  # else the ranges are fixed by what was promised
-            attempts += [(self.tiling, SharingCost.never()), (unsplit, SharingCost.never())]
+            alone = dataclasses.replace(self.cost, share=False)
+            attempts += [(self.tiling, alone), (unsplit, alone)]
         for tiling, cost in attempts:
             work = WorkList.of(plan, tiling, cost)
             if self.capacity.holds(Capacity.of(work)):
                 return work
         raise KernelInputError(f"a plan that needs {Capacity.of(work)}, of at most {self.capacity}")
 
-    def _load(self, plan: AttentionPlan, work: WorkList, kept: _Kept | None = None) -> None:
+    def load(self, plan: AttentionPlan, work: WorkList) -> None:
+        """Make ``work``, which was cut from ``plan`` and fits, that of the next step."""
         self._wait()
         self._tails = dict(work.tails)
-        self._kept = kept or _Kept(plan)
+        self._kept = _Kept(plan)
         self._write(0, [len(work.items)])
         self._write(1, plan.positions)
         self._write(2, work.part_start)

@@ -8,7 +8,6 @@ the readers run side by side.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 NARROW_ROWS = 16
 """The fewest rows that a matrix product of the tensor cores takes."""
@@ -50,7 +49,7 @@ class SharingCost:
     ``bytes_per_s``: keys and values from memory. ``reread_bytes_per_s``: those that another reads at the same time.
     ``flops_per_s``: of both matrix products, in tiles. ``part_s``: to write, read and merge the output of one row and
     head. ``item_s``: to begin and end a tile of one KV head, of many that run side by side. ``launch_s``: the kernel's
-    own time with nothing to do.
+    own time with nothing to do. With ``share`` false nothing is shared, whatever it costs.
     """
 
     bytes_per_s: float = 3.8e12
@@ -59,15 +58,13 @@ class SharingCost:
     part_s: float = 0.4e-9
     item_s: float = 10e-9
     launch_s: float = 4e-6
-
-    @classmethod
-    def never(cls) -> SharingCost:
-        """Return costs by which nothing is shared."""
-        return cls(part_s=math.inf)
+    share: bool = True
 
     def pays(self, shape: AttentionShape, wide: int, num_keys: int, num_rows: int, num_readers: int) -> bool:
         """Return whether ``num_keys`` common keys of ``num_rows`` rows are better read once, in tiles of ``wide`` rows,
         than by each of ``num_readers`` pieces that follow."""
+        if not self.share:
+            return False
         once = self._read_s(shape, wide, num_keys, num_rows, 1)
         parts = num_rows * shape.heads * self.part_s
         return once + parts < self._read_s(shape, wide, num_keys, num_rows, num_readers)

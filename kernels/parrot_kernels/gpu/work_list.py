@@ -4,29 +4,22 @@ A *tile* is some query rows of a piece with all query heads of one KV head: ``fo
 that a key is read once for all of them. A tile is narrow (one step of the tensor cores) where its rows fit, else wide.
 An *item* is a tile and a range of its piece's keys; the kernel computes each item once for every KV head.
 
-Long pieces are cut into ranges so that there is work for every multiprocessor, and no finer than balance demands: each
-range more is a part more of each row to write, read and merge.
+Long pieces are cut into ranges, so that there is work for every multiprocessor (see ``splits``).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan, Piece
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
+from parrot_kernels.gpu.splits import TileSize, best_target, range_keys
 
-MIN_RANGE = 128
-"""Keys: a shorter range does not repay its item."""
-RANGE_UNIT = 64
-"""Keys of which ranges are multiples, as the kernel takes so many at a time."""
 INVARIANT_RANGE = 1024
 """Keys of a range where ranges must not depend on the batch."""
-ROUNDS = 4
-"""Items that a multiprocessor should have, for balance, where parts are cheap."""
-CHEAP_PART_KEYS = 16
-"""Keys for each packed row, from which on a part costs little: writing and reading it moves an eighth of the bytes."""
 
 
 class Item(NamedTuple):
@@ -106,9 +99,13 @@ class WorkList:
         pieces = plan.cut(lambda keys, rows, readers: cost.pays(shape, tiling.wide, keys, rows, readers))
         pieces.sort(key=lambda piece: piece.first_key)
         tiles = [tile for piece in pieces for tile in _tiles(piece, plan.positions, tiling)]
+        sizes = collections.Counter(
+            TileSize(tile.longest, tile.num_keys, tiling.tile_rows(len(tile.rows)), len(tile.rows) * shape.fold)
+            for tile in tiles
+        )
+        targets = best_target(sizes, shape, cost, tiling.processors) if plan.share and tiling.split_keys else {}
         weights = {rows: cost.key_weight(rows, shape) for rows in (shape.narrow, tiling.wide)}
-        work = sum(tile.num_keys * weights[tiling.tile_rows(len(tile.rows))] for tile in tiles) * shape.kv_heads
-        builder = _Builder(plan.num_tokens, tiling, weights, work / tiling.processors, plan.share)
+        builder = _Builder(plan.num_tokens, tiling, weights, targets, plan.share)
         for tile in tiles:
             builder.add(tile)
         return builder.finish()
@@ -122,6 +119,11 @@ class _Tile:
     is_first: bool
     """Of its piece."""
 
+    @property
+    def longest(self) -> int:
+        """Keys of the piece, whole blocks."""
+        return len(self.piece.blocks) * BLOCK_SIZE
+
 
 def _tiles(piece: Piece, positions: Sequence[int], tiling: Tiling) -> list[_Tile]:
     """Cut the rows of ``piece``. Tiles of a prefill end with the last key that one of their rows sees."""
@@ -131,7 +133,7 @@ def _tiles(piece: Piece, positions: Sequence[int], tiling: Tiling) -> list[_Tile
         rows = piece.rows[start : start + step]
         num_keys = len(piece.blocks) * BLOCK_SIZE
         if piece.is_prefill:
-            num_keys = _up(positions[rows[-1]] + 1 - piece.first_key, BLOCK_SIZE)
+            num_keys = -(-(positions[rows[-1]] + 1) // BLOCK_SIZE) * BLOCK_SIZE - piece.first_key
         tiles.append(_Tile(piece, rows, num_keys, start == 0))
     return tiles
 
@@ -140,11 +142,16 @@ class _Builder:
     """Takes the tiles in the order of their keys, and lays out what the items point at."""
 
     def __init__(
-        self, num_rows: int, tiling: Tiling, weights: dict[int, float], per_processor: float, balanced: bool
+        self,
+        num_rows: int,
+        tiling: Tiling,
+        weights: dict[int, float],
+        targets: dict[int, float],
+        balanced: bool,
     ) -> None:
         self._tiling = tiling
         self._weights = weights
-        self._per_processor = per_processor  # weighted keys, were all multiprocessors equally busy
+        self._targets = targets  # keys of a range, by the rows of the tile
         self._balanced = balanced
         self._items: list[tuple[float, Item]] = []
         self._rows: list[int] = []
@@ -190,17 +197,11 @@ class _Builder:
 
     def _range_keys(self, tile: _Tile) -> int:
         """Return the keys of a range, whole blocks."""
-        piece = tile.piece
-        longest = len(piece.blocks) * BLOCK_SIZE
         if not self._tiling.split_keys:
-            return longest
+            return tile.longest
         if not self._balanced:
-            return longest if piece.is_prefill else INVARIANT_RANGE
-        packed = len(tile.rows) * self._tiling.shape.fold
-        fill = self._per_processor / self._weights[self._tiling.tile_rows(len(tile.rows))]
-        keys = max(MIN_RANGE, min(fill, max(fill / ROUNDS, packed * CHEAP_PART_KEYS)))
-        num_ranges = max(1, -int(-longest // keys))
-        return longest if num_ranges == 1 else _up(-(-longest // num_ranges), RANGE_UNIT)
+            return tile.longest if tile.piece.is_prefill else INVARIANT_RANGE
+        return range_keys(tile.longest, self._targets[self._tiling.tile_rows(len(tile.rows))])
 
     def finish(self) -> WorkList:
         """Add the rows that see nothing, number the parts, and put the most work first."""
@@ -230,7 +231,3 @@ class _Builder:
             num_parts=num_parts,
             tails=tails,
         )
-
-
-def _up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
