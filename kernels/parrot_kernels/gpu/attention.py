@@ -16,36 +16,35 @@ import triton
 import triton.language as tl
 
 from parrot_kernels.gpu.interpreter import rounded
+from parrot_kernels.gpu.running_softmax import attend_keys, blocks_of, merge_parts
 
-BLOCK: tl.constexpr = tl.constexpr(16)  # BLOCK_SIZE of attention_plan
 ITEM_FIELDS: tl.constexpr = tl.constexpr(6)  # of work_list.Item
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def attention_kernel(
-    query,  # [rows, heads, DIM], its strides below
-    key_cache,  # [blocks, KV_HEADS, 16, DIM], as value_cache
-    value_cache,
-    out,  # [rows, heads, DIM], of the query's dtype
-    lse,  # [rows, heads] float32
-    part_out,  # [parts, heads, DIM] float32
-    part_lse,  # [parts, heads] float32, base 2
-    arrivals,  # [rows, heads] int32: zero before and after
-    num_items,  # [1] int32, as all of the work list
-    items,  # [num_items, ITEM_FIELDS]
-    rows,
-    blocks,
-    positions,  # [rows]
-    part_start,  # [rows]
-    part_count,  # [rows]
-    query_row_stride,
-    query_head_stride,
-    scale,  # of the scores; the scale of the keys is in it
-    value_scale,
-    softcap,
-    window,
+    query: tl.tensor,  # [rows, heads, DIM], its strides below
+    key_cache: tl.tensor,  # [blocks, KV_HEADS, 16, DIM], as value_cache
+    value_cache: tl.tensor,
+    out: tl.tensor,  # [rows, heads, DIM], of the query's dtype
+    lse: tl.tensor,  # [rows, heads] float32
+    part_out: tl.tensor,  # [parts, heads, DIM] float32
+    part_lse: tl.tensor,  # [parts, heads] float32, base 2
+    arrivals: tl.tensor,  # [rows, heads] int32: zero before and after
+    num_items: tl.tensor,  # [1] int32, as all of the work list
+    items: tl.tensor,  # [num_items, ITEM_FIELDS]
+    rows: tl.tensor,
+    blocks: tl.tensor,
+    positions: tl.tensor,  # [rows]
+    part_start: tl.tensor,  # [rows]
+    part_count: tl.tensor,  # [rows]
+    query_row_stride: tl.tensor,
+    query_head_stride: tl.tensor,
+    scale: tl.tensor,  # of the scores; the scale of the keys is in it
+    value_scale: tl.tensor,
+    softcap: tl.tensor,
+    window: tl.tensor,
     KV_HEADS: tl.constexpr,
     FOLD: tl.constexpr,  # query heads of a KV head
     DIM: tl.constexpr,
@@ -55,7 +54,7 @@ def attention_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     INTERPRETED: tl.constexpr,
-):
+) -> None:
     """Compute all items. Reads each item's keys and values once for every KV head, its query rows and nothing else."""
     num_work = tl.load(num_items) * KV_HEADS
     num_programs = tl.num_programs(0)
@@ -89,12 +88,37 @@ def attention_kernel(
 
 @triton.jit
 def _attend_item(
-    query, key_cache, value_cache, out, lse, part_out, part_lse, arrivals, item, num_entries, kv_head,
-    rows, blocks, positions, part_start, part_count, query_row_stride, query_head_stride, scale,
-    value_scale, softcap, window,
-    M: tl.constexpr, KV_HEADS: tl.constexpr, FOLD: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+    query: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    part_out: tl.tensor,
+    part_lse: tl.tensor,
+    arrivals: tl.tensor,
+    item: tl.tensor,
+    num_entries: tl.tensor,
+    kv_head: tl.tensor,
+    rows: tl.tensor,
+    blocks: tl.tensor,
+    positions: tl.tensor,
+    part_start: tl.tensor,
+    part_count: tl.tensor,
+    query_row_stride: tl.tensor,
+    query_head_stride: tl.tensor,
+    scale: tl.tensor,
+    value_scale: tl.tensor,
+    softcap: tl.tensor,
+    window: tl.tensor,
+    M: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    FOLD: tl.constexpr,
+    DIM: tl.constexpr,
+    KEYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> None:
     """Attend in a tile of M packed rows: row ``entry * FOLD + i`` is query head ``kv_head * FOLD + i``."""
     packed = tl.arange(0, M)
     is_row = packed < num_entries * FOLD
@@ -121,14 +145,14 @@ def _attend_item(
     acc = tl.zeros([M, DIM], tl.float32)
     # The block of each key of a step is loaded a step ahead: then the copies of keys and values that the compiler
     # issues ahead wait for no load.
-    block = _blocks(table, start - first_key, end - first_key, KEYS)
+    block = blocks_of(table, start - first_key, end - first_key, KEYS)
     # The same loop twice: only a `for` is pipelined, and some versions of the interpreter cannot run it to a bound that
     # was loaded (triton 3.6 with numpy 2.4).
     if INTERPRETED:
         key = start
         while key < end:
-            ahead = _blocks(table, key + KEYS - first_key, end - first_key, KEYS)
-            maximum, total, acc = _attend_keys(
+            ahead = blocks_of(table, key + KEYS - first_key, end - first_key, KEYS)
+            maximum, total, acc = attend_keys(
                 q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
                 window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
             )  # fmt: skip
@@ -136,8 +160,8 @@ def _attend_item(
             key += KEYS
     else:
         for key in tl.range(start, end, KEYS):
-            ahead = _blocks(table, key + KEYS - first_key, end - first_key, KEYS)
-            maximum, total, acc = _attend_keys(
+            ahead = blocks_of(table, key + KEYS - first_key, end - first_key, KEYS)
+            maximum, total, acc = attend_keys(
                 q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
                 window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
             )  # fmt: skip
@@ -166,81 +190,9 @@ def _attend_item(
         is_last = is_part & (arrived == count - 1)
         most = tl.max(tl.where(is_last, count, 0), 0)
         if most > 0:
-            acc, log = _merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM)
+            acc, log = merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM)
             tl.store(
                 out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_last[:, None]
             )
             tl.store(lse + place, log * LN_2, mask=is_last)
             tl.store(arrivals + place, 0, mask=is_last)  # nobody else comes: ready for the next launch
-
-
-@triton.jit
-def _blocks(table, first, end, KEYS: tl.constexpr):
-    """Return the block [KEYS] of each key from ``first`` on, numbers within the item's range; 0 from ``end`` on."""
-    number = first + tl.arange(0, KEYS)
-    return tl.load(table + number // BLOCK, mask=number < end, other=0)
-
-
-@triton.jit
-def _attend_keys(
-    q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap, window,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, KEYS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_WINDOW: tl.constexpr,
-):  # fmt: skip
-    """Add the keys from ``key`` on, up to ``KEYS`` and before ``end``, to the running softmax of the rows.
-
-    ``block`` [KEYS] is the block of each. ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so
-    far (-inf: none).
-    """
-    number = key + tl.arange(0, KEYS)
-    is_key = number < end
-    line = ((block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK + number % BLOCK) * DIM
-    dims = tl.arange(0, DIM)
-    # Behind `end` lies what nobody has written yet, perhaps NaN: it is not read, for 0 * NaN is NaN.
-    k = tl.load(key_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
-    v = tl.load(value_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
-    k = k.to(q.dtype)  # from fp8, and to float32 in the interpreter, whose arithmetic in bfloat16 is wrong
-    v = v.to(q.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    if HAS_SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E / softcap)) + 1.0))  # softcap * tanh
-    is_seen = (number[None, :] <= position[:, None]) & is_key[None, :]
-    if HAS_WINDOW:
-        is_seen = is_seen & (number[None, :] > position[:, None] - window)
-    scores = tl.where(is_seen, scores * LOG2_E, float("-inf"))
-    highest = tl.maximum(maximum, tl.max(scores, 1))
-    floor = tl.where(highest == float("-inf"), 0.0, highest)  # -inf - -inf is NaN
-    weights = tl.exp2(scores - floor[:, None])
-    shrink = tl.exp2(maximum - floor)
-    total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return highest, total, acc
-
-
-@triton.jit
-def _merge_parts(
-    part_out, part_lse, part, count, most, is_last, M: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr
-):
-    """Return (out [M, DIM], lse [M] in base 2) of the rows ``is_last``, from their ``count`` <= ``most`` parts."""
-    dims = tl.arange(0, DIM)
-    maximum = tl.full([M], float("-inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, DIM], tl.float32)
-    number = 0
-    while number < most:
-        is_there = is_last & (number < count)
-        at = part + number * HEADS
-        # From the second-level cache: the first-level one knows nothing of what other multiprocessors write.
-        log = tl.load(part_lse + at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
-        value = tl.load(
-            part_out + (at * DIM)[:, None] + dims[None, :], mask=is_there[:, None], other=0.0, cache_modifier=".cg"
-        )
-        highest = tl.maximum(maximum, log)
-        floor = tl.where(highest == float("-inf"), 0.0, highest)
-        shrink = tl.exp2(maximum - floor)
-        weight = tl.exp2(log - floor)
-        acc = acc * shrink[:, None] + value * weight[:, None]
-        total = total * shrink + weight
-        maximum = highest
-        number += 1
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    return acc, maximum + tl.log2(tl.where(total > 0, total, 1.0))

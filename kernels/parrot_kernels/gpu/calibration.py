@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
+from parrot_kernels.attention_plan import BLOCK_SIZE
+from parrot_kernels.gpu.attention_bench import AttentionBench
 from parrot_kernels.gpu.attention_launch import wide_rows
-from parrot_kernels.gpu.device import num_sms
-from parrot_kernels.gpu.device_plan import Capacity, DevicePlan
-from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
-from parrot_kernels.gpu.work_list import Tiling, WorkList
+from parrot_kernels.gpu.tuning import graph_replay_ms
 
 Measure = Callable[[Callable[[], object]], float]
 """Returns the seconds that a call takes on the device."""
-ALONE = SharingCost(share=False)
 FASTEST_SHARE = 0.02
 """Of a measured time: what is left of it after what is known of it, at least, however the clock jitters."""
 
@@ -65,7 +60,7 @@ def calibrate(
 
     Allocates caches of ``sizes.sequences * sizes.keys`` tokens of a layer for that time.
     """
-    return fitted(shape, measured(shape, device, sizes or Sizes(), measure or device_seconds))
+    return fitted(shape, measured(shape, device, sizes or Sizes(), measure or replay_s))
 
 
 def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:
@@ -91,88 +86,38 @@ def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:
 
 def measured(shape: AttentionShape, device: torch.device, sizes: Sizes, measure: Measure) -> Timings:
     """Run the batches."""
-    bench = _Bench(shape, device, sizes, measure)
-    per_sequence = sizes.keys // BLOCK_SIZE
-    own = [range(i * per_sequence, (i + 1) * per_sequence) for i in range(sizes.sequences)]
-    same = [range(per_sequence)] * sizes.sequences
-    short = [[i] for i in range(min(sizes.short_sequences, sizes.sequences * per_sequence))]
-    wide_tile = wide_rows(shape, sizes.rows * shape.fold)
-    empty_s, _ = bench.run([])
-    own_s, _ = bench.run(own, split_keys=False)
-    same_s, _ = bench.run(same, split_keys=False)
-    wide_s, wide = bench.run([range(per_sequence)] * sizes.rows, SharingCost(), wide=wide_tile)
+    bench = AttentionBench(shape, sizes.sequences * sizes.keys // BLOCK_SIZE, device)
+    own, same, short = bench.own_blocks(sizes.keys), [range(sizes.keys // BLOCK_SIZE)], bench.own_blocks(BLOCK_SIZE)
+    wide = wide_rows(shape, sizes.rows * shape.fold)
     # As if there were multiprocessors without end and parts for nothing: the shortest ranges.
-    split_s, split = bench.run(own, SharingCost(part_s=0.0, item_s=0.0, share=False), processors=1 << 20)
-    short_s, few = bench.run(short)
-    tiles = {item.first_entry for item in wide.items}
+    parts = SharingCost(part_s=0.0, item_s=0.0, share=False)
+    empty = bench.batch([])
+    once = bench.batch(own, split_keys=False)
+    again = bench.batch(same * sizes.sequences, split_keys=False)
+    together = bench.batch(same * sizes.rows, SharingCost(), wide=wide)
+    split = bench.batch(own, parts, processors=1 << 20)
+    few = bench.batch(short[: sizes.short_sequences])
+    empty_s, own_s, same_s, wide_s, split_s, short_s = (
+        measure(batch.run) for batch in (empty, once, again, together, split, few)
+    )
+    num_tiles = len({item.first_entry for item in together.work.items})
     return Timings(
         empty_s=empty_s,
         own_s=own_s,
-        own_keys=sizes.sequences * sizes.keys,
+        own_keys=len(own) * sizes.keys,
         same_s=same_s,
         same_keys=sizes.keys,
         same_readers=sizes.sequences,
         wide_s=wide_s,
-        wide_flops=shape.flops(len(tiles) * wide_tile, sizes.keys),
+        wide_flops=shape.flops(num_tiles * wide, sizes.keys),
         split_s=split_s,
-        split_parts=split.num_parts,
+        split_parts=split.work.num_parts,
         short_s=short_s,
-        short_keys=len(short) * BLOCK_SIZE,
-        short_items=len(few.items),
+        short_keys=len(few.work.items) * BLOCK_SIZE,
+        short_items=len(few.work.items),
     )
 
 
-class _Bench:
-    """A layer's cache, and batches of decoding sequences over its blocks."""
-
-    def __init__(self, shape: AttentionShape, device: torch.device, sizes: Sizes, measure: Measure) -> None:
-        self._shape, self._device, self._measure = shape, device, measure
-        blocks = sizes.sequences * sizes.keys // BLOCK_SIZE
-        # Not zeros: the power that products draw, and so the clock, depends on the numbers.
-        self._caches = [
-            torch.randn(blocks, shape.kv_heads, BLOCK_SIZE, shape.head_dim, device=device).to(torch.bfloat16)
-            for _ in range(2)
-        ]
-
-    def run(
-        self,
-        tables: Sequence[Sequence[int]],
-        cost: SharingCost = ALONE,
-        *,
-        wide: int | None = None,
-        processors: int | None = None,
-        split_keys: bool = True,
-    ) -> tuple[float, WorkList]:
-        """Return the time of a batch with these block tables, all full, and its work list."""
-        shape = self._shape
-        contexts = [len(table) * BLOCK_SIZE for table in tables]
-        plan = AttentionPlan([1] * len(tables), contexts, tables, num_rows=max(1, len(tables)))
-        actual = num_sms(self._device)
-        tiling = Tiling(shape, wide or shape.narrow, processors or actual, split_keys=split_keys)
-        work = WorkList.of(plan, tiling, cost)
-        made = DevicePlan(dataclasses.replace(tiling, processors=actual), Capacity.of(work), self._device, cost=cost)
-        made.load(plan, work)
-        made.bind(plan)
-        query: Tensor = torch.randn(plan.num_tokens, shape.heads, shape.head_dim, device=self._device)
-        query = query.to(torch.bfloat16)
-        keys, values = self._caches
-        return self._measure(lambda: paged_attention(query, keys, values, plan, scale=shape.head_dim**-0.5)), work
-
-
-def device_seconds(call: Callable[[], object], *, warm_up: int = 3, repeats: int = 15) -> float:
-    """Return the median time between two events around ``call`` on the current CUDA stream.
-
-    Calls are queued behind one another, so that the time of a launch on the host is hidden.
-    """
-    for _ in range(warm_up):
-        call()
-    torch.cuda.synchronize()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    # What the device does while the calls are queued.
-    torch.cuda._sleep(20_000_000)
-    for start, end in events:
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) / 1000
+def replay_s(call: Callable[[], object]) -> float:
+    """Return the median time of ``call`` in a CUDA graph, without the host's part."""
+    return graph_replay_ms(call) / 1000

@@ -106,7 +106,7 @@ class DevicePlan:
         self.part_out = torch.empty(capacity.parts, shape.heads, shape.head_dim, dtype=torch.float32, device=device)
         self.part_lse = torch.empty(capacity.parts, shape.heads, dtype=torch.float32, device=device)
         self._device = device
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._read: BlocksRead | None = None
         self.num_blocks = 0
         """The cache must have at least as many blocks."""

@@ -37,7 +37,7 @@ class BlocksRead:
         if self._shape != after._shape or self._query_lens != after._query_lens:
             return None
         is_same = self._starts == after._starts and self._tables == after._tables
-        grown = {}
+        grown: dict[int, Sequence[int]] = {}
         for i, query_len in enumerate(self._query_lens):
             before, now = self._contexts[i], after._contexts[i]
             if query_len > MAX_SHARED_QUERY and before != now:

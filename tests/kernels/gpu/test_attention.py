@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan, KernelInputError
@@ -73,6 +75,40 @@ def test_every_shape(
     twin, twin_lse = torch_attention(case.query, case.key_cache, case.value_cache, case.plan(), scale=case.scale)
     torch.testing.assert_close(out, twin, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse, twin_lse, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sequences=st.lists(
+        st.tuples(st.sampled_from(["", "a", "ab", "abc", "b"]), st.integers(1, 90), st.integers(1, 30)),
+        min_size=1,
+        max_size=5,
+    ),
+    fold=st.integers(1, 9),
+    wide=st.sampled_from([16, 32, 64]),
+    keys=st.sampled_from([16, 32, 64]),
+    programs=st.integers(1, 3),
+    window=st.sampled_from([None, 1, 20, 70]),
+    share=st.booleans(),
+)
+def test_any_batch(
+    sequences: list[tuple[str, int, int]],
+    fold: int,
+    wide: int,
+    keys: int,
+    programs: int,
+    window: int | None,
+    share: bool,
+    device: torch.device,
+) -> None:
+    shape = [
+        (tuple((letter, 4) for letter in path), 64 * len(path) + own, min(new, 64 * len(path) + own))
+        for path, own, new in sequences
+    ]
+    case = AttentionCase(shape, (fold, 1), 64, torch.float32).to(device)
+    plan = case.plan(share=share)
+    cut(case, plan, wide=wide, keys=keys, programs=programs)
+    assert_right(case, *attend(case, plan, window=window), window=window)
 
 
 @pytest.mark.parametrize(
