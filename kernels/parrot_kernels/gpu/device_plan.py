@@ -94,7 +94,7 @@ class DevicePlan:
         self.tiling = tiling
         self.capacity = capacity
         self.cost = cost or SharingCost()
-        self.launch = launch or AttentionLaunch.default(shape, tiling.wide)
+        self.launch = launch or AttentionLaunch.for_device(device, shape, tiling.wide)
         # Positions, which change with every step, come first; blocks, of which few are in use, last.
         sizes = (1, capacity.rows, capacity.rows, capacity.rows, capacity.items * len(Item._fields), capacity.entries)
         *starts, total = itertools.accumulate((_aligned(size) for size in (*sizes, capacity.blocks)), initial=0)
