@@ -175,7 +175,7 @@ def _attend_item(
 
 
 @triton.jit
-def _blocks(table, first, end, KEYS: tl.constexpr):  # noqa: N803
+def _blocks(table, first, end, KEYS: tl.constexpr):
     """Return the block [KEYS] of each key from ``first`` on, numbers within the item's range; 0 from ``end`` on."""
     number = first + tl.arange(0, KEYS)
     return tl.load(table + number // BLOCK, mask=number < end, other=0)
@@ -188,7 +188,8 @@ def _attend_keys(
 ):  # fmt: skip
     """Add the keys from ``key`` on, up to ``KEYS`` and before ``end``, to the running softmax of the rows.
 
-    ``block`` [KEYS] is the block of each. ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so far (-inf: none).
+    ``block`` [KEYS] is the block of each. ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so
+    far (-inf: none).
     """
     number = key + tl.arange(0, KEYS)
     is_key = number < end
@@ -219,7 +220,7 @@ def _attend_keys(
 def _merge_parts(
     part_out, part_lse, part, count, most, is_last, M: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr
 ):
-    """Return (out [M, DIM], lse [M] in base 2) of the rows ``is_last``, from their ``count`` parts, at most ``most``."""
+    """Return (out [M, DIM], lse [M] in base 2) of the rows ``is_last``, from their ``count`` <= ``most`` parts."""
     dims = tl.arange(0, DIM)
     maximum = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)

@@ -7,38 +7,27 @@ or go is the plan cut again.
 
 from __future__ import annotations
 
-import array
 import dataclasses
-import enum
 import functools
 import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from parrot_kernels.attention_plan import BLOCK_SIZE, MAX_SHARED_QUERY, AttentionPlan
+from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.gpu.attention_launch import AttentionLaunch, wide_rows
 from parrot_kernels.gpu.device import num_sms
+from parrot_kernels.gpu.plan_change import BlocksRead, Change
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.work_list import Item, Tiling, WorkList
 
 ALIGNMENT = 32
 """Numbers: 128 bytes, a line of the caches."""
 SLACK_BLOCKS = 16
-"""Blocks a sequence can grow by before its plan is cut, and so balanced, again."""
-
-
-class Change(enum.Enum):
-    """What an update had to do."""
-
-    POSITIONS = "positions"
-    """Every sequence reads the blocks of the step before."""
-    GROWN = "grown"
-    """Some sequences got blocks at their end."""
-    CUT = "cut"
-    """The plan was cut anew."""
+"""Blocks a sequence should be able to grow by before its plan is cut, and so balanced, again: for ``Tiling.slack``."""
+INVARIANT_ROWS = 64
+"""Of wide tiles where a row must not depend on its neighbours, for products of other sizes sum in another order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,20 +85,31 @@ class DevicePlan:
         self.cost = cost or SharingCost()
         self.launch = launch or AttentionLaunch.for_device(device, shape, tiling.wide)
         # Positions, which change with every step, come first; blocks, of which few are in use, last.
-        sizes = (1, capacity.rows, capacity.rows, capacity.rows, capacity.items * len(Item._fields), capacity.entries)
-        *starts, total = itertools.accumulate((_aligned(size) for size in (*sizes, capacity.blocks)), initial=0)
-        self._starts = starts
+        sizes = {
+            "num_items": 1,
+            "positions": capacity.rows,
+            "part_start": capacity.rows,
+            "part_count": capacity.rows,
+            "items": capacity.items * len(Item._fields),
+            "rows": capacity.entries,
+            "blocks": capacity.blocks,
+        }
+        *starts, total = itertools.accumulate(map(_aligned, sizes.values()), initial=0)
+        self._starts = dict(zip(sizes, starts, strict=True))
         self._host = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._values = self._host.numpy()
         self._numbers = self._host if device.type == "cpu" else torch.zeros_like(self._host, device=device)
-        (
-            self.num_items, self.positions, self.part_start, self.part_count, self.items, self.rows, self.blocks,
-        ) = (self._numbers[start:] for start in starts)  # fmt: skip
+        self.num_items, self.positions, self.part_start, self.part_count, self.items, self.rows, self.blocks = (
+            self._numbers[start:] for start in starts
+        )
         self.arrivals = torch.zeros(capacity.rows * shape.heads, dtype=torch.int32, device=device)
         self.part_out = torch.empty(capacity.parts, shape.heads, shape.head_dim, dtype=torch.float32, device=device)
         self.part_lse = torch.empty(capacity.parts, shape.heads, dtype=torch.float32, device=device)
+        self._device = device
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
-        self._kept: _Kept | None = None
+        self._read: BlocksRead | None = None
+        self.num_blocks = 0
+        """The cache must have at least as many blocks."""
 
     @classmethod
     def of(
@@ -145,17 +145,18 @@ class DevicePlan:
 
         Raises ``KernelInputError`` if the batch is too large.
         """
-        kept = _Kept(plan)
-        grown = self._kept.growth(kept) if self._kept is not None else None
+        read = BlocksRead(plan)
+        grown = self._read.growth(read) if self._read is not None else None
         if grown is None or not self._grow(grown):
             self.load(plan, self._cut(plan))
             return Change.CUT
-        self._kept = kept
-        self._write(1, plan.positions)
+        self._read = read
+        self.num_blocks = plan.num_blocks
+        self._write("positions", plan.positions)
         if grown:
-            self._copy(len(self._host))
+            self._copy(self._used)
             return Change.GROWN
-        self._copy(self._starts[2])
+        self._copy(self._starts["part_start"])  # what comes before it
         return Change.POSITIONS
 
     def _cut(self, plan: AttentionPlan) -> WorkList:
@@ -175,15 +176,17 @@ class DevicePlan:
         """Make ``work``, which was cut from ``plan`` and fits, that of the next step."""
         self._wait()
         self._tails = dict(work.tails)
-        self._kept = _Kept(plan)
-        self._write(0, [len(work.items)])
-        self._write(1, plan.positions)
-        self._write(2, work.part_start)
-        self._write(3, work.part_count)
-        self._write(4, list(itertools.chain.from_iterable(work.items)))
-        self._write(5, work.rows)
-        self._write(6, work.blocks)
-        self._copy(self._starts[6] + len(work.blocks))
+        self._read = BlocksRead(plan)
+        self.num_blocks = plan.num_blocks
+        self._write("num_items", [len(work.items)])
+        self._write("positions", plan.positions)
+        self._write("part_start", work.part_start)
+        self._write("part_count", work.part_count)
+        self._write("items", list(itertools.chain.from_iterable(work.items)))
+        self._write("rows", work.rows)
+        self._write("blocks", work.blocks)
+        self._used = self._starts["blocks"] + len(work.blocks)
+        self._copy(self._used)
 
     def _grow(self, grown: dict[int, Sequence[int]]) -> bool:
         """Add blocks at the ends of sequences, given by their first rows; return whether there was room for all."""
@@ -192,10 +195,10 @@ class DevicePlan:
         self._wait()
         for row, blocks in grown.items():
             tail = self._tails[row]
-            start = self._starts[6] + tail.end
+            start = self._starts["blocks"] + tail.end
             self._values[start : start + len(blocks)] = blocks
             for item in tail.items:
-                field = self._starts[4] + item * len(Item._fields) + Item._fields.index("num_keys")
+                field = self._starts["items"] + item * len(Item._fields) + Item._fields.index("num_keys")
                 self._values[field] += len(blocks) * BLOCK_SIZE
             self._tails[row] = tail._replace(end=tail.end + len(blocks), spare=tail.spare - len(blocks))
         return True
@@ -205,46 +208,14 @@ class DevicePlan:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def _write(self, section: int, numbers: Sequence[int]) -> None:
+    def _write(self, section: str, numbers: Sequence[int]) -> None:
         start = self._starts[section]
         self._values[start : start + len(numbers)] = numbers
 
     def _copy(self, count: int) -> None:
         if self._copied is not None:
             self._numbers[:count].copy_(self._host[:count], non_blocking=True)
-            self._copied.record()
-
-
-class _Kept:
-    """What a plan reads, to tell how the next one differs."""
-
-    def __init__(self, plan: AttentionPlan) -> None:
-        self._query_lens = array.array("i", plan.query_lens)
-        self._contexts = array.array("i", plan.context_lens)
-        self._first_rows = plan.first_rows
-        self._starts = array.array("i", itertools.accumulate(map(len, plan.block_tables), initial=0))
-        self._tables = plan.flat_tables
-        self._shape = (plan.num_tokens, plan.share)
-
-    def growth(self, after: _Kept) -> dict[int, Sequence[int]] | None:
-        """Return the blocks that were added, by the first rows of their sequences; None if more has changed."""
-        if self._shape != after._shape or self._query_lens != after._query_lens:
-            return None
-        is_same = self._starts == after._starts and self._tables == after._tables
-        grown = {}
-        for i, query_len in enumerate(self._query_lens):
-            before, now = self._contexts[i], after._contexts[i]
-            if query_len > MAX_SHARED_QUERY and before != now:
-                return None
-            had, has = -(-before // BLOCK_SIZE), -(-now // BLOCK_SIZE)
-            if has < had or not (is_same or self._blocks(i, 0, had) == after._blocks(i, 0, had)):
-                return None
-            if has > had:
-                grown[self._first_rows[i]] = after._blocks(i, had, has)
-        return grown
-
-    def _blocks(self, i: int, first: int, end: int) -> array.array[int]:
-        return self._tables[self._starts[i] + first : self._starts[i] + end]
+            self._copied.record(torch.cuda.current_stream(self._device))
 
 
 def _plans(plan: AttentionPlan) -> dict[AttentionShape, DevicePlan]:
@@ -255,7 +226,9 @@ def _plans(plan: AttentionPlan) -> dict[AttentionShape, DevicePlan]:
 
 
 def _wide_for(plan: AttentionPlan, shape: AttentionShape, cost: SharingCost) -> int:
-    """Return the rows of wide tiles that the largest piece asks for."""
+    """Return the rows of wide tiles that the largest piece asks for; always the same if the plan does not share."""
+    if not plan.share:
+        return wide_rows(shape, INVARIANT_ROWS)
     pays = functools.partial(cost.pays, shape, wide_rows(shape, plan.num_tokens * shape.fold))
     return wide_rows(shape, max((len(piece.rows) * shape.fold for piece in plan.cut(pays)), default=0))
 

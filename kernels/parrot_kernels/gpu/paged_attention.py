@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
+from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.checks import check_attention, check_plan
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.gpu.attention import attention_kernel
 from parrot_kernels.gpu.device import on_device_of
@@ -42,14 +43,17 @@ def paged_attention(
     several parts write and read 4 * (dim + 1) bytes a part and head besides. ``cost`` decides what is shared. Other
     head dimensions than 64 and 128, and float64, go to the torch twin. Raises ``KernelInputError``.
     """
-    _check(query, key_cache, value_cache, plan)
-    if not takes(query, key_cache, value_cache):
-        if key_cache.dtype != query.dtype:
-            raise KernelInputError(f"a cache of {key_cache.dtype} for a query {query.dtype} {tuple(query.shape)}")
-        return torch_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
     _, heads, dim = query.shape
+    check_attention(query, key_cache, value_cache, _cache_dtypes(query))
+    check_plan(plan, query.shape[0], key_cache.shape[0])
+    if not _takes(query, key_cache, value_cache):
+        if key_cache.dtype != query.dtype:
+            raise KernelInputError(f"{key_cache.dtype} caches are for head dimensions {HEAD_DIMS}, not {dim}")
+        return torch_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
     shape = AttentionShape(heads, key_cache.shape[1], dim, key_cache.dtype.itemsize)
     work = DevicePlan.of(plan, shape, query.device, cost)
+    if work.num_blocks > key_cache.shape[0]:
+        raise KernelInputError(f"a plan for {work.num_blocks} blocks, with {key_cache.shape[0]}")
     query = query if query.stride(2) == 1 else query.contiguous()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
@@ -66,38 +70,19 @@ def paged_attention(
     return out, lse
 
 
-def takes(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
-    """Return whether the kernel computes these, of shapes that fit one another."""
+def _takes(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
+    """Return whether the kernel computes these, of shapes and dtypes that fit one another."""
     _, heads, dim = query.shape
-    dtypes = (query.dtype, FP8) if query.dtype != torch.float32 else (query.dtype,)
     return (
         query.dtype in DTYPES
-        and key_cache.dtype in dtypes
         and dim in HEAD_DIMS
         and key_cache.shape == value_cache.shape
         and heads // key_cache.shape[1] <= MAX_FOLD
     )
 
 
-def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan) -> None:
-    """Raise for what no backend could compute: the kernel trusts its pointers."""
-    rows, heads, dim = query.shape
-    num_blocks, kv_heads, block_size, key_dim = key_cache.shape
-    if value_cache.shape[:3] != key_cache.shape[:3] or dim != key_dim or heads % kv_heads:
-        raise KernelInputError(
-            f"shapes do not fit one another: query {tuple(query.shape)}, caches {tuple(key_cache.shape)}, "
-            f"{tuple(value_cache.shape)}"
-        )
-    if block_size != BLOCK_SIZE:
-        raise KernelInputError(f"a cache with blocks of {block_size}: plans are made for {BLOCK_SIZE}")
-    if key_cache.dtype != value_cache.dtype or key_cache.dtype not in (query.dtype, FP8):
-        raise KernelInputError(f"caches of {key_cache.dtype} and {value_cache.dtype} for a query of {query.dtype}")
-    if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
-        raise KernelInputError("the caches must be contiguous")
-    if not query.device == key_cache.device == value_cache.device:
-        raise KernelInputError(f"query and caches on {query.device}, {key_cache.device} and {value_cache.device}")
-    if rows != plan.num_tokens or num_blocks < plan.num_blocks:
-        raise KernelInputError(
-            f"a plan for {plan.num_tokens} tokens and {plan.num_blocks} blocks, with {rows} tokens and "
-            f"{num_blocks} blocks"
-        )
+def _cache_dtypes(query: Tensor) -> tuple[torch.dtype, ...]:
+    """Return what the caches may be of besides the query's dtype; GPUs before Ada and Hopper cannot convert fp8."""
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return ()
+    return (FP8,) if query.device.type == "cpu" or torch.cuda.get_device_capability(query.device) >= (8, 9) else ()

@@ -1,8 +1,8 @@
 """How finely long pieces are cut: so that all multiprocessors end together, and no finer.
 
 Each range more is an item to begin and a part of each of its rows to write, read and merge. The time of a list is
-estimated by a bound that holds for any order: if k items take at least c each, one of n multiprocessors gets ceil(k / n)
-of them. So a list just short of another round is preferred to one that has just begun it.
+estimated by a bound that holds for any order: if k items take at least c each, one of n multiprocessors gets
+ceil(k / n) of them. So a list just short of another round is preferred to one that has just begun it.
 """
 
 from __future__ import annotations

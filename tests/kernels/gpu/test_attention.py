@@ -231,10 +231,11 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         (case.query[1:], keys, "a plan for"),
         (case.query, keys[:3], "blocks"),
         (case.query[:, :3], keys, "shapes"),
-        (case.query, keys.float(), "query of torch.bfloat16"),
+        (case.query, keys.float(), "dtype: torch.bfloat16"),
         (case.query, keys[:, :, :8].contiguous(), "blocks of 8"),
         (case.query, keys.transpose(0, 1).contiguous().transpose(0, 1), "contiguous"),
-        (case.query.float(), keys.to(FP8), "a cache of torch.float8_e4m3fn"),
+        (case.query.float(), keys.to(FP8), "torch.float8_e4m3fn"),
+        (case.query[:, :, :24], keys[..., :24].to(FP8), "not 24"),
     ]:
         with pytest.raises(KernelInputError, match=words):
             paged_attention(query, cache, cache, plan, scale=1.0)

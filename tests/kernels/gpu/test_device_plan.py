@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from parrot_kernels import AttentionPlan, KernelInputError
-from parrot_kernels.gpu.device_plan import Capacity, Change, DevicePlan
+from parrot_kernels.gpu.device_plan import Capacity, DevicePlan
 from parrot_kernels.gpu.paged_attention import paged_attention
+from parrot_kernels.gpu.plan_change import Change
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.work_list import Tiling, WorkList
 from tests.kernels.attention_case import AttentionCase
@@ -134,3 +135,14 @@ def test_a_plan_is_made_once_for_all_layers(device: torch.device) -> None:
     assert DevicePlan.of(plan, SHAPE, device) is made
     assert DevicePlan.of(plan, dataclasses.replace(SHAPE, heads=8), device) is not made
     assert made.nbytes >= made.items.nbytes
+
+
+def test_without_sharing_tiles_are_the_same_in_every_batch(device: torch.device) -> None:
+    batch = Batch([((), 300, 1), ((), 300, 1)], device)
+    plans = [
+        AttentionPlan([query_len], [300], batch.case.tables[:1], share=share)
+        for query_len in (1, 9, 200)
+        for share in (False, True)
+    ]
+    wide = [DevicePlan.of(plan, SHAPE, device).tiling.wide for plan in plans]
+    assert wide == [64, 16, 64, 64, 64, 128]

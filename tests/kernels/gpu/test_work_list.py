@@ -155,3 +155,19 @@ def test_tiles_of_a_prefill_end_with_the_last_key_they_see() -> None:
     work = check(plan, Tiling(dataclasses.replace(LLAMA, kv_heads=32), 64, 1), SharingCost())
     ends = {work.rows[item.first_entry]: item.first_key + item.num_keys for item in work.items}
     assert ends == {0: 864, 64: 928, 128: 992, 192: 1008}
+
+
+def test_the_picture_in_the_documentation() -> None:
+    shared = list(range(64))
+    own = [[*shared, *range(100, 105)], [*shared, *range(200, 206)], list(range(300, 345))]
+    plan = AttentionPlan([1, 1, 1], [1102, 1119, 715], own)
+    work = check(plan, Tiling(LLAMA, 32, processors=12), SharingCost())
+    assert [tuple(item) for item in work.items] == [
+        (2, 1, 64, 0, 720, 0),
+        (0, 2, 0, 0, 512, 0),
+        (0, 2, 32, 512, 512, 1),
+        (4, 1, 114, 1024, 96, 2),
+        (3, 1, 109, 1024, 80, 2),
+    ]
+    assert (work.rows, work.part_count, work.part_start) == ([0, 1, 2, 0, 1], [3, 3, 1], [0, 3, 0])
+    assert plan.positions == [1101, 1118, 714]
