@@ -49,8 +49,8 @@ class CapturedStep(Protocol):
 class Backend(Protocol):
     """The operations. Tensors are of one dtype and device unless said otherwise; results are new, contiguous tensors.
 
-    ``KernelInputError`` is raised for shapes, dtypes and slots that do not fit. On a GPU no number is looked at, for the
-    host would have to wait for it: a slot outside the cache is not stored, an index outside ends in torch's assertion.
+    ``KernelInputError`` is raised for shapes, dtypes and slots that do not fit. On a GPU no number is looked at, since
+    the host would have to wait for it: a slot outside the cache is not stored, an index outside is a CUDA error.
     """
 
     name: str

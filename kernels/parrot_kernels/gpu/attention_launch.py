@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
+from parrot_kernels.gpu.launch import stored_launches
 from parrot_kernels.gpu.sharing_cost import AttentionShape
 
 WIDE_ROWS = (32, 64, 128)
@@ -21,6 +24,12 @@ class AttentionLaunch:
     programs_per_processor: int
 
     @classmethod
+    def for_device(cls, device: torch.device, shape: AttentionShape, wide: int) -> AttentionLaunch:
+        """Return what was measured on a device of that name, else the default."""
+        stored = stored_launches(device, "attention").get(problem_name(shape, wide))
+        return cls(**stored) if stored is not None else cls.default(shape, wide)
+
+    @classmethod
     def default(cls, shape: AttentionShape, wide: int) -> AttentionLaunch:
         """Return what fits the shared memory of a Hopper GPU (227 KiB), with steps of 32 KiB of keys and values.
 
@@ -33,6 +42,11 @@ class AttentionLaunch:
         if wide == 64:
             return cls(keys, num_warps=4, num_stages=2, programs_per_processor=2)
         return cls(keys, num_warps=8, num_stages=3, programs_per_processor=1)
+
+
+def problem_name(shape: AttentionShape, wide: int) -> str:
+    """Return the name in the stored launches: kernels are compiled for a head dimension, a dtype and a tile."""
+    return f"{shape.head_dim}x{shape.key_bytes}x{wide}"
 
 
 def wide_rows(shape: AttentionShape, packed_rows: int) -> int:

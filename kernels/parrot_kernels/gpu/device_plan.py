@@ -83,7 +83,7 @@ class DevicePlan:
         self.tiling = tiling
         self.capacity = capacity
         self.cost = cost or SharingCost()
-        self.launch = launch or AttentionLaunch.default(shape, tiling.wide)
+        self.launch = launch or AttentionLaunch.for_device(device, shape, tiling.wide)
         # Positions, which change with every step, come first; blocks, of which few are in use, last.
         sizes = {
             "num_items": 1,

@@ -30,7 +30,7 @@ class Launch:
 
 @functools.cache
 def launch_for(device: torch.device, kernel: str, size: int) -> Launch:
-    """Return the launch of ``kernel`` for a problem of ``size`` (columns, say) on ``device``: of the next size known."""
+    """Return the launch of ``kernel`` for a problem of ``size`` (columns, say) on ``device``: the next known size's."""
     by_size = {int(known): launch for known, launch in stored_launches(device, kernel).items()}
     return Launch(**by_size[min((known for known in by_size if known >= size), default=max(by_size))])
 

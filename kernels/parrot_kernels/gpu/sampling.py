@@ -234,8 +234,8 @@ def _mass_of_best(
     """Return the mass of the ``top_k`` best tokens, as well as it must be known to compare ``mass`` with a share of it.
 
     ``x`` is the logit of one of them, ``mass`` that of the tokens above x, ``total`` that of all. Bisects for the
-    logit of the last of the best between ``low`` and ``high``, both of which are always the logit of some token; the
-    mass from low on is at least what is sought, that from high on at most.
+    logit of the last of the best, between ``low`` and ``high``, which move from the logit of one token to that of
+    another; what is sought is at most the mass from low on, and at least that above high.
     """
     low = top - _NEGLIGIBLE
     high = x

@@ -2,7 +2,8 @@
 
 Every launch of a kernel computes the same; they differ in time. Each size of each kernel is measured at the row counts
 of a decode step and of a prefill, as replays of a CUDA graph (so without the host's part), and the launch with the
-least geometric mean of times is kept. Takes some five minutes; what it writes belongs into ``configs``.
+least geometric mean of times is kept. Attention is measured decoding, each sequence alone and behind a shared prefix.
+Takes minutes, most of it compiling; what it writes belongs into ``configs``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
+from parrot_kernels.gpu.attention_tuning import attention_problems
 from parrot_kernels.gpu.launch import FOLDER, Launch, slug
+from parrot_kernels.gpu.problem import Problem
 from parrot_kernels.gpu.rms_norm import add_rms_norm
 from parrot_kernels.gpu.rope_and_store import rope_and_store
 from parrot_kernels.gpu.sampling import sample
@@ -36,16 +40,6 @@ HEADS, KV_HEADS = 32, 8
 NUM_WARPS = (1, 2, 4, 8, 16)
 PER_THREAD = (2, 64)
 """Elements of a tile that a thread may have; other launches are not tried."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A kernel at one size. Each of ``runs`` runs it with a launch, on inputs of its own; all count the same."""
-
-    kernel: str
-    size: str
-    runs: Sequence[Callable[[Launch], object]]
-    candidates: Sequence[Launch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +81,7 @@ def _silu_mul(rows: int, size: int, device: torch.device) -> Callable[[Launch], 
 
 def _rope_and_store(rows: int, size: int, device: torch.device) -> Callable[[Launch], object]:
     qkv = torch.randn(rows, HEADS + 2 * KV_HEADS, size, dtype=torch.bfloat16, device=device)
-    query, key, value = qkv.split([HEADS, KV_HEADS, KV_HEADS], 1)
+    query, key, value = qkv[:, :HEADS], qkv[:, HEADS:-KV_HEADS], qkv[:, -KV_HEADS:]
     angles, slots = torch.randn(rows, size // 2, device=device), torch.arange(rows, device=device)
     cache = torch.empty(triton.cdiv(rows, 16), KV_HEADS, 16, size, dtype=torch.bfloat16, device=device)
     return lambda launch: rope_and_store(query, key, value, angles, angles, slots, cache, cache, launch)
@@ -124,7 +118,7 @@ def tune(problems: Iterable[Problem], measure: Measure = graph_replay_ms) -> Sto
     return launches
 
 
-def _score(runs: Sequence[Callable[[Launch], object]], launch: Launch, measure: Measure) -> float:
+def _score(runs: Sequence[Callable[[Any], object]], launch: object, measure: Measure) -> float:
     """Return the logarithm of the product of the times; infinity where the GPU cannot hold such a program."""
     try:
         return sum(math.log(measure(functools.partial(run, launch))) for run in runs)
@@ -133,28 +127,34 @@ def _score(runs: Sequence[Callable[[Launch], object]], launch: Launch, measure: 
 
 
 def write(device_name: str, launches: Stored, folder: Path) -> Path:
-    """Write the file of a device, and return its path."""
+    """Write the file of a device, keeping what it says of other kernels; return its path."""
     path = folder / f"{slug(device_name)}.json"
+    before: Stored = json.loads(path.read_text())["launches"] if path.is_file() else {}
     versions = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
     stored = {
         "device": device_name,
         "measured_with": {**versions, "date": datetime.datetime.now(datetime.UTC).date().isoformat()},
-        "launches": launches,
+        "launches": {**before, **launches},
     }
     path.write_text(json.dumps(stored, indent=2) + "\n")
     return path
 
 
 def main() -> None:
-    """Tune the kernels for the current GPU and write its file."""
+    """Tune kernels for the current GPU and write its file."""
+    names = [*(subject.kernel for subject in SUBJECTS), "attention"]
     parser = argparse.ArgumentParser(description="Measure the launches of the Triton kernels on this GPU.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (default: the package's configs)")
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--kernels", nargs="+", choices=names, default=names, help="which (default: all)")
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "torch sees no GPU: launches are measured on one\n")
     device = torch.device("cuda", torch.cuda.current_device())
-    problems = itertools.chain.from_iterable(subject.problems(device) for subject in SUBJECTS)
-    print(write(torch.cuda.get_device_name(device), tune(problems), folder))
+    problems = [subject.problems(device) for subject in SUBJECTS if subject.kernel in arguments.kernels]
+    if "attention" in arguments.kernels:
+        problems.append(attention_problems(device))
+    launches = tune(itertools.chain.from_iterable(problems))
+    print(write(torch.cuda.get_device_name(device), launches, arguments.folder))
 
 
 if __name__ == "__main__":

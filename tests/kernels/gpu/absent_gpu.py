@@ -74,21 +74,30 @@ def launch_elementwise(kernels: GpuBackend, dtype: torch.dtype) -> None:
         kernels.rope_and_store(query, key, value, angles, angles, slots, cache, cache)
 
 
-def launch_attention(kernels: GpuBackend, dtype: torch.dtype) -> None:
+def launch_attention(kernels: GpuBackend) -> None:
     heads, kv_heads, dim = 32, 8, 128
-    cache = torch.zeros(40, kv_heads, 16, dim, dtype=dtype)
-    for query_lens in ([1] * 8, [200, 3, 1]):  # decode with a shared prefix, and prefill
-        tables = [[*range(30), 30 + i] for i in range(len(query_lens))]
-        plan = AttentionPlan(query_lens, [490] * len(query_lens), tables)
-        query = torch.zeros(sum(query_lens), heads, dim, dtype=dtype)
-        kernels.paged_attention(query, cache, cache, plan, scale=0.1, softcap=30.0, window=100)
+    query_lens = [200, 1, 1, 1]
+    plan = AttentionPlan(query_lens, [490] * 4, [[*range(30), 30 + i] for i in range(4)])
+    query = torch.zeros(sum(query_lens), heads, dim, dtype=torch.bfloat16)
+    cache = torch.zeros(40, kv_heads, 16, dim, dtype=torch.bfloat16)
+    kernels.paged_attention(query, cache, cache, plan, scale=0.1)
 
 
-def launch_sampling() -> None:
-    for rows in (1, 100):  # in splits, and whole
-        column = torch.ones(rows)
-        keys = torch.zeros(rows, 2, dtype=torch.int32)
-        sample(torch.zeros(rows, 128256), column, column.int(), column, column, keys)
+def launch_sampling(rows: int, vocab: int) -> None:
+    column, keys = torch.ones(rows), torch.zeros(rows, 2, dtype=torch.int32)
+    sample(torch.zeros(rows, vocab), column, column.int(), column, column, keys)
+
+
+def launch_odd(kernels: GpuBackend, size: int) -> None:
+    """Launch with sizes that no vector divides; Triton compiles those of 1 as constants."""
+    x = torch.zeros(size, size)
+    kernels.rms_norm(x, x[0], 1e-5)
+    kernels.add_rms_norm(x, x, x[0], 1e-5)
+    kernels.silu_mul(torch.zeros(size, 2 * size))
+    heads, cache = torch.zeros(size, size, size), torch.zeros(1, size, 16, size)
+    angles, slots = torch.zeros(size, size // 2), torch.zeros(size, dtype=torch.int64)
+    kernels.rope_and_store(heads, heads, heads, angles, angles, slots, cache, cache)
+    launch_sampling(size, size)
 
 
 def usage(name: str, binary: bytes, shared: int) -> dict[str, Any]:
@@ -109,8 +118,11 @@ def main(capability: int) -> None:
     kernels = GpuBackend("cpu")
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         launch_elementwise(kernels, dtype)
-    launch_attention(kernels, torch.bfloat16)
-    launch_sampling()
+    launch_attention(kernels)
+    for rows in (1, 100):  # in splits, and whole
+        launch_sampling(rows, 128256)
+    for size in (1, 7):
+        launch_odd(kernels, size)
     print(json.dumps([usage(*binary) for binary in gpu.loaded]))
 
 

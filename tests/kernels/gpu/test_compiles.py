@@ -17,9 +17,8 @@ KERNELS = {"_rms_norm", "_silu_mul", "_rope_and_store", "_sample", "attention_ke
 def python(*arguments: str, **environment: str) -> str:
     """Run Python on this tree, not interpreting kernels; return what it prints."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    path = os.pathsep.join(str(ROOT / folder) for folder in ("", "kernels", "workers"))
     done = subprocess.run(
-        [sys.executable, *arguments], env={**inherited, "PYTHONPATH": path, **environment},
+        [sys.executable, *arguments], env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=110,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
