@@ -65,7 +65,7 @@ def _launch(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # or it is compiled again for a row, and for multiples of 16
 def _rms_norm(
     x_ptr: tl.tensor,
     residual_ptr: tl.tensor,

@@ -67,7 +67,8 @@ def sample(
     with on_device_of(logits):
         _sample[rows, splits](
             logits, temperature, top_k, top_p, min_p, keys, ids, values, tokens, arrived, logits.stride(0), vocab,
-            per_split, SPLITS=splits, BLOCK=launch.block, num_warps=launch.num_warps,
+            per_split, MAX_SPLITS=triton.next_power_of_2(num_sms(device)), BLOCK=launch.block,
+            num_warps=launch.num_warps,
         )  # fmt: skip
     return ids
 
@@ -107,12 +108,16 @@ def _sample(
     stride: tl.tensor,
     vocab: tl.tensor,
     per_split: tl.tensor,
-    SPLITS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Programs: rows x splits of ``per_split`` tokens, a multiple of BLOCK; none is empty."""
+    """Programs: rows x splits of ``per_split`` tokens, a multiple of BLOCK; none is empty.
+
+    The number of splits is no constant, for it follows from that of the rows, and nothing is compiled between steps.
+    """
     row = tl.program_id(0)
     split = tl.program_id(1)
+    splits = tl.num_programs(1)
     logits_ptr += row.to(tl.int64) * stride
     temperature = tl.load(temperature_ptr + row)
     key_a = tl.load(keys_ptr + 2 * row).to(tl.uint32, bitcast=True)
@@ -121,20 +126,20 @@ def _sample(
     end = tl.minimum(start + per_split, vocab)
     best, token, top = _draw(logits_ptr, start, end, temperature, key_a, key_b, _NEVER, _NEVER, BLOCK)
     is_last = True
-    if SPLITS > 1:
-        at = row * SPLITS + split
+    if splits > 1:
+        at = row * splits + split
         tl.store(values_ptr + 2 * at, best)
         tl.store(values_ptr + 2 * at + 1, top)
         tl.store(tokens_ptr + at, token)
         tl.debug_barrier()  # all of the program has stored before one thread says so
-        is_last = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel") == SPLITS - 1
+        is_last = tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel") == splits - 1
     if is_last:
-        if SPLITS > 1:
-            i = tl.arange(0, triton.next_power_of_2(SPLITS))
-            parts = row * SPLITS + i
-            values = tl.load(values_ptr + 2 * parts, mask=i < SPLITS, other=_NEVER, cache_modifier=".cg")
-            tops = tl.load(values_ptr + 2 * parts + 1, mask=i < SPLITS, other=_NEVER, cache_modifier=".cg")
-            tokens = tl.load(tokens_ptr + parts, mask=i < SPLITS, other=vocab, cache_modifier=".cg")
+        if splits > 1:
+            i = tl.arange(0, MAX_SPLITS)
+            parts = row * splits + i
+            values = tl.load(values_ptr + 2 * parts, mask=i < splits, other=_NEVER, cache_modifier=".cg")
+            tops = tl.load(values_ptr + 2 * parts + 1, mask=i < splits, other=_NEVER, cache_modifier=".cg")
+            tokens = tl.load(tokens_ptr + parts, mask=i < splits, other=vocab, cache_modifier=".cg")
             top = tl.max(tops, 0)
             token = tl.min(tl.where(values == tl.max(values, 0), tokens, vocab), 0)
         if (temperature > 0) & (top > _NEVER) & (top < _ALWAYS):
