@@ -22,12 +22,11 @@ from torch import Tensor
 
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.gpu.device import num_sms, on_device_of
+from parrot_kernels.gpu.gumbel import gumbel_noise
 from parrot_kernels.gpu.launch import Launch, launch_for
 
 _NEVER = tl.constexpr(float("-inf"))
 _ALWAYS = tl.constexpr(float("inf"))
-_LOWEST_NOISE = tl.constexpr(-1e30)
-"""Instead of -inf, so that the only token left is drawn whatever its noise."""
 _NEGLIGIBLE = tl.constexpr(32.0)
 """A token this far below the best one has a probability below float32's rounding, times 2 ** 20 of them."""
 
@@ -180,7 +179,7 @@ def _draw(
         is_open = (x > above) & (x >= floor)
         # Making noise is most of the work; a later draw is from few tokens.
         if (temperature > 0) & (tl.max(is_open.to(tl.int32), 0) > 0):
-            x += _gumbel_noise(i, key_a, key_b)
+            x += gumbel_noise(i, key_a, key_b)
         is_better = is_open & (x > best)
         best = tl.where(is_better, x, best)
         token = tl.where(is_better, i, token)
@@ -297,26 +296,3 @@ def _scaled(logits_ptr: tl.tensor, token: tl.tensor, end: tl.tensor, temperature
     """Load logits over temperature, -inf from ``end`` on; divided as torch divides, to the last bit."""
     x = tl.load(logits_ptr + token, mask=token < end, other=_NEVER)
     return tl.div_rn(x, tl.where(temperature > 0, temperature, 1.0))
-
-
-@triton.jit
-def _gumbel_noise(token: tl.tensor, key_a: tl.tensor, key_b: tl.tensor) -> tl.tensor:
-    """Return Gumbel(0, 1) noise that depends on token and key alone, see ``parrot_workers.engine.noise``."""
-    bits = _mix(_mix(token.to(tl.uint32) ^ key_a) ^ key_b)
-    uniform = ((bits & 0x7FFFFFFF).to(tl.float32) + 0.5) * (2.0**-31)
-    # -log(1 - uniform) to full precision (Goldberg 1991, theorem 4): the log and the quotient share their error.
-    rest = 1.0 - uniform
-    exact = tl.maximum(1.0 - rest, 1e-30)
-    exponential = tl.where(rest == 1.0, uniform, -tl.log(tl.maximum(rest, 1e-30)) * (uniform / exact))
-    # One in 2 ** 25 numbers rounds to 1.
-    return tl.where(uniform < 1.0, -tl.log(exponential), _LOWEST_NOISE)
-
-
-@triton.jit
-def _mix(bits: tl.tensor) -> tl.tensor:
-    """``lowbias32`` (C. Wellons, hash-prospector, 2018) of unsigned 32-bit numbers; products wrap."""
-    bits ^= bits >> 16
-    bits = tl.mul(bits, 0x7FEB352D, sanitize_overflow=False)
-    bits ^= bits >> 15
-    bits = tl.mul(bits, 0x846CA68B, sanitize_overflow=False)
-    return bits ^ (bits >> 16)
