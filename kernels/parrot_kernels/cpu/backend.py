@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
-from parrot_kernels.cpu.build import build
-from parrot_kernels.cpu.checks import (
+from parrot_kernels.checks import (
     check_attention,
     check_gate_up,
     check_gather,
@@ -24,6 +23,7 @@ from parrot_kernels.cpu.checks import (
     check_plan,
     check_rope,
 )
+from parrot_kernels.cpu.build import build
 from parrot_kernels.cpu.library import (
     SUFFIXES,
     Attention,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
-from parrot_kernels.cpu.checks import check_plan
+from parrot_kernels.checks import check_plan
 from parrot_kernels.cpu.library import Library, Operation
 from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.errors import KernelInputError

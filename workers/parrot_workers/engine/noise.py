@@ -18,8 +18,7 @@ def gumbel_noise(keys: list[tuple[int, int]], vocab_size: int, device: torch.dev
     The arg-max of logits + noise is a draw from softmax(logits) (Gumbel 1954), and a small change of the logits changes
     it only if the two best are nearly tied.
     """
-    halves = [_halves(seed, position) for seed, position in keys]
-    key = torch.tensor(halves, dtype=torch.int32, device=device)
+    key = torch.tensor([noise_key(*each) for each in keys], dtype=torch.int32, device=device)
     ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
     bits = _mix(_mix(ids.expand(len(keys), -1) ^ key[:, :1]) ^ key[:, 1:])
     # Small numbers decide (they give the largest noise), and floats are dense there. One in 2 ** 25 rounds to 1, whose
@@ -28,7 +27,8 @@ def gumbel_noise(keys: list[tuple[int, int]], vocab_size: int, device: torch.dev
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
-def _halves(seed: int, position: int) -> tuple[int, int]:
+def noise_key(seed: int, position: int) -> tuple[int, int]:
+    """Return the two signed 32-bit numbers that the noise is made of."""
     digest = hashlib.blake2b(
         seed.to_bytes(8, "little") + position.to_bytes(8, "little"), digest_size=8, person=b"sampling"
     ).digest()

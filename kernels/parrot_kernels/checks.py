@@ -1,6 +1,11 @@
-"""What the compiled operations demand of their tensors, for they trust the pointers. All raise ``KernelInputError``."""
+"""What compiled operations, C++ or Triton, demand of their tensors, for they trust the pointers.
+
+All raise ``KernelInputError``.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -54,8 +59,10 @@ def check_rope(
         raise KernelInputError("the caches must be contiguous")
 
 
-def check_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
-    """Check what does not depend on the plan."""
+def check_attention(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, cache_dtypes: Collection[torch.dtype] = ()
+) -> None:
+    """Check what does not depend on the plan. The caches are of the query's dtype, or of one of ``cache_dtypes``."""
     _, heads, dim = query.shape
     _, kv_heads, block_size, key_dim = key_cache.shape
     if value_cache.shape[:3] != key_cache.shape[:3] or dim != key_dim or heads % kv_heads:
@@ -65,8 +72,10 @@ def check_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> No
         )
     if block_size != BLOCK_SIZE:
         raise KernelInputError(f"a cache with blocks of {block_size}: plans are made for {BLOCK_SIZE}")
-    if not query.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query and caches differ in dtype")
+    if key_cache.dtype != value_cache.dtype or key_cache.dtype not in (query.dtype, *cache_dtypes):
+        raise KernelInputError(
+            f"query and caches differ in dtype: {query.dtype}, {key_cache.dtype}, {value_cache.dtype}"
+        )
     if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
         raise KernelInputError("the caches must be contiguous")
 

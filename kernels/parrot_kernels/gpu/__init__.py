@@ -1,0 +1,1 @@
+"""The operations as Triton kernels. The only package that imports triton."""

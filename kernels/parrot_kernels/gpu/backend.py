@@ -1,0 +1,122 @@
+"""The operations as Triton kernels; matrix products are cuBLAS's, by torch.
+
+What the kernels do not take (float64, rows that do not fit a program, other head dimensions) goes to the torch twin.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+
+from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.checks import check_gate_up, check_norm, check_rope
+from parrot_kernels.errors import KernelBuildError
+from parrot_kernels.gpu.paged_attention import paged_attention
+from parrot_kernels.gpu.rms_norm import MAX_DIM, add_rms_norm, rms_norm
+from parrot_kernels.gpu.rope_and_store import rope_and_store
+from parrot_kernels.gpu.silu_mul import silu_mul
+from parrot_kernels.linear import PackedLinear, check_input
+from parrot_kernels.torch_backend import TorchBackend
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class GpuBackend(TorchBackend):
+    """See ``parrot_kernels.backend.Backend`` for the contracts.
+
+    Nothing here waits for the GPU. So ``rope_and_store`` leaves out a slot behind the cache instead of raising. On a
+    CPU the kernels are interpreted (``TRITON_INTERPRET=1``), for tests. Raises ``KernelBuildError`` where Triton cannot
+    compile or run a kernel on ``device``.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: torch.device | str) -> None:
+        device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise KernelBuildError(
+                "torch sees no GPU: its build or the driver is missing, or CUDA_VISIBLE_DEVICES hides it"
+            )
+        try:
+            probe = silu_mul(torch.ones(1, 2, device=device))
+            if device.type == "cuda":
+                torch.cuda.synchronize(probe.device)
+        except (TritonError, RuntimeError, ValueError, OSError, ImportError, subprocess.SubprocessError) as error:
+            hint = " (TRITON_INTERPRET=1 has them interpreted)" if device.type == "cpu" else ""
+            raise KernelBuildError(f"Triton cannot run kernels on {device}{hint}: {error}") from error
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Norm without a residual; [tokens, dim] and [tokens, heads, dim] may be strided."""
+        if x.dtype not in DTYPES or x.shape[-1] > MAX_DIM:
+            return super().rms_norm(x, weight, eps)
+        dim = check_norm(x, weight)
+        if not 2 <= x.ndim <= 3 or x.stride(-1) != 1:
+            return rms_norm(x.reshape(-1, dim).contiguous(), weight, eps).view(x.shape)
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Norm of the sum; rows may be strided."""
+        if x.dtype not in DTYPES or x.shape[-1] > MAX_DIM:
+            return super().add_rms_norm(x, residual, weight, eps)
+        dim = check_norm(x, weight, residual)
+        if x.ndim != 2 or x.stride(1) != 1 or residual.stride(1) != 1:
+            flat, other = (each.reshape(-1, dim).contiguous() for each in (x, residual))
+            normed, total = add_rms_norm(flat, other, weight, eps)
+            return normed.view(x.shape), total.view(x.shape)
+        return add_rms_norm(x, residual, weight, eps)
+
+    def rope_and_store(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        slots: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+    ) -> Tensor:
+        """Rotate and store; a slot behind the cache is left out."""
+        if query.dtype not in DTYPES:
+            return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
+        check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        query, key, value, cos, sin = (
+            each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value, cos, sin)
+        )
+        return rope_and_store(query, key, value, cos, sin, slots.contiguous(), key_cache, value_cache)
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
+        return paged_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Gate; rows of [tokens, 2 * width] may be strided."""
+        if gate_up.dtype not in DTYPES:
+            return super().silu_mul(gate_up)
+        width = check_gate_up(gate_up)
+        if gate_up.ndim != 2 or gate_up.stride(1) != 1:
+            return silu_mul(gate_up.reshape(-1, 2 * width).contiguous()).view(*gate_up.shape[:-1], width)
+        return silu_mul(gate_up)
+
+    def linear(self, x: Tensor, packed: PackedLinear, dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply by cuBLAS, which gives the float32 sums of 16-bit inputs as they are."""
+        dtype = check_input(x, packed, dtype)
+        if dtype == x.dtype or not x.is_cuda or not x.numel():
+            return super().linear(x, packed, dtype)
+        out = torch.mm(x.reshape(-1, packed.in_features), packed.plain.t(), out_dtype=dtype)
+        if packed.bias is not None:
+            out += packed.bias
+        return out.view(*x.shape[:-1], packed.out_features)

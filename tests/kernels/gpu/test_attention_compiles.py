@@ -1,0 +1,73 @@
+"""The attention kernel compiled for GPUs that this machine may not have: Triton and its assembler need none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from parrot_kernels.gpu.attention_launch import AttentionLaunch
+from parrot_kernels.gpu.sharing_cost import AttentionShape
+
+SHARED_BYTES = 227 * 1024
+"""Shared memory of a multiprocessor of an H100 or H200, of which each program takes 1 KiB more than it asks for."""
+CASES = [
+    ("bf16", "bf16", 128, 16, False),
+    ("bf16", "bf16", 128, 64, True),
+    ("bf16", "bf16", 128, 128, False),
+    ("fp16", "fp8e4nv", 64, 32, True),
+    ("fp32", "fp32", 64, 32, False),
+]
+PROGRAM = """
+import json, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from parrot_kernels.gpu.attention import attention_kernel as kernel
+
+query, cache, constants, options = json.loads(sys.argv[1])
+types = dict.fromkeys(kernel.arg_names, "*i32")
+types |= dict(query="*" + query, out="*" + query, key_cache="*" + cache, value_cache="*" + cache)
+types |= dict.fromkeys(("lse", "part_out", "part_lse"), "*fp32")
+types |= dict.fromkeys(("scale", "value_scale", "softcap"), "fp32")
+types |= dict.fromkeys(("query_row_stride", "query_head_stride", "window"), "i32")
+types |= dict.fromkeys(constants, "constexpr")
+aligned = [i for i, name in enumerate(kernel.arg_names) if types[name][0] == "*" or name.endswith("stride")]
+source = ASTSource(
+    kernel,
+    types,
+    {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    {(i,): [["tt.divisibility", 16]] for i in aligned},
+)
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+print(json.dumps([compiled.metadata.shared, compiled.asm["ptx"]]))
+"""
+
+
+@pytest.mark.parametrize(("query", "cache", "dim", "wide", "masked"), CASES)
+def test_it_compiles_for_hopper(query: str, cache: str, dim: int, wide: int, masked: bool) -> None:
+    key_bytes = {"fp8e4nv": 1, "fp32": 4}.get(cache, 2)
+    shape = AttentionShape(heads=32, kv_heads=8, head_dim=dim, key_bytes=key_bytes)
+    launch = AttentionLaunch.default(shape, wide)
+    constants = {
+        "KV_HEADS": shape.kv_heads, "FOLD": shape.fold, "DIM": dim, "NARROW": shape.narrow, "WIDE": wide,
+        "KEYS": launch.keys, "HAS_SOFTCAP": masked, "HAS_WINDOW": masked, "INTERPRETED": False,
+    }  # fmt: skip
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    arguments = json.dumps([query, cache, constants, options])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, arguments], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared_bytes, ptx = json.loads(done.stdout)
+    assert launch.programs_per_processor * (shared_bytes + 1024) <= SHARED_BYTES
+    # Keys and values are fetched while the ones before are multiplied; parts are counted for all multiprocessors.
+    assert "cp.async.cg.shared.global" in ptx
+    assert "atom.global.gpu.acq_rel" in ptx
+    if query != "fp32":
+        assert "mma" in ptx
