@@ -77,7 +77,9 @@ class Scheduler:
         log.info("scheduler %s leads, epoch %d", self.id, self.term.epoch)
         self.leading.set()
         try:
-            await self.term.run(self._leadership)
+            # A task of its own, which ends with it: a task group that fails leaves the task that ran it marked as being
+            # cancelled (Python 3.11), and before 3.11.3 a time-out in such a task comes out as its cancellation.
+            await asyncio.create_task(self.term.run(self._leadership), name="scheduler-term")
             await self._leadership.drop()
         finally:
             self.leading.clear()

@@ -32,6 +32,8 @@ from parrot_mq.store.engine import deregister, register
 from parrot_mq.store.records import Assignment, Claim, NewVariable, Usage, VariableRecord
 
 QUICK = SchedulerSettings(leader_ttl_s=0.6, engine_poll_s=0.05, reap_interval_s=0.05, model_grace_s=0.3, lane_credits=0)
+WAIT_S = 60.0
+"""For what a test waits for: the time-out of the test itself would fail whatever task happens to run."""
 """Settings under which tests need not wait, and each dispatch is the scheduler's."""
 
 
@@ -113,14 +115,15 @@ class App:
         assert await self.producer.want(variable, objective)
 
     async def get(self, variable: str) -> VariableRecord:
-        """Wait for a variable (the test's time-out bounds it)."""
+        """Wait for a variable."""
         reader = Reader(self.store.partition(self.number))
-        while True:
-            record = await reader.variable(variable)
-            assert record is not None, f"{variable} does not exist"
-            if record.state is not VariableState.PENDING:
-                return record
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                record = await reader.variable(variable)
+                assert record is not None, f"{variable} does not exist"
+                if record.state is not VariableState.PENDING:
+                    return record
+                await asyncio.sleep(0.01)
 
 
 class StubEngine:
@@ -199,9 +202,10 @@ class StubEngine:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Wait until ``condition()`` (or what it returns, awaited) is true; the test's time-out bounds it."""
-    while not (await found if inspect.isawaitable(found := condition()) else found):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    """Wait until ``condition()`` (or what it returns, awaited) is true."""
+    async with asyncio.timeout(WAIT_S):
+        while not (await found if inspect.isawaitable(found := condition()) else found):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 # Graphs without a store -----------------------------------------------------------------------------------------------

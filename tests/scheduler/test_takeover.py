@@ -110,6 +110,8 @@ async def test_a_fenced_leader_stands_by(shell_store: Store, app: App, engines: 
     await until(lambda: not scheduler.leading.is_set())
     assert term is not None
     assert term.dispatcher.num_dispatched == 0
+    # A task group that failed must not leave the task that stands by marked as being cancelled.
+    assert [task.cancelling() for task in asyncio.all_tasks() if task.get_name() == "scheduler-work"] == [0]
     await shell_store.client.delete(LEADER)  # the other one is gone
     assert (await app.get(end)).value == "x"
     assert scheduler.term is not None
