@@ -32,9 +32,9 @@ from parrot_mq.store.engine import deregister, register
 from parrot_mq.store.records import Assignment, Claim, NewVariable, Usage, VariableRecord
 
 QUICK = SchedulerSettings(leader_ttl_s=0.6, engine_poll_s=0.05, reap_interval_s=0.05, model_grace_s=0.3, lane_credits=0)
+"""Settings under which tests need not wait, and each dispatch is the scheduler's."""
 WAIT_S = 60.0
 """For what a test waits for: the time-out of the test itself would fail whatever task happens to run."""
-"""Settings under which tests need not wait, and each dispatch is the scheduler's."""
 
 
 def function(num_inputs: int, name: str = "join") -> FunctionRecord:
