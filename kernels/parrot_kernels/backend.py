@@ -121,6 +121,17 @@ class Backend(Protocol):
         holds one of them.
         """
 
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Return a token id for each row of ``logits`` [rows, vocab] in float32 (rows may be strided): int64 [rows].
+
+        The others say how: ``temperature`` float32 [rows], 0 for the arg-max (the lowest id of equals); ``top_k`` int32
+        [rows], 0 for all; ``top_p`` and ``min_p`` float32 [rows], 1 and 0 for all; they apply in that order, and
+        ``keys`` int32 [rows, 2] make the Gumbel noise of ``parrot_kernels.sampling``. Tokens that tie with the last of
+        the top k are allowed. Not for steps that are captured.
+        """
+
     def capture(
         self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
     ) -> CapturedStep | None:

@@ -13,6 +13,7 @@ from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.paged_attention import paged_attention
+from parrot_kernels.sampling import sample
 
 if TYPE_CHECKING:
     from parrot_kernels.backend import Backend, CapturedStep
@@ -89,6 +90,12 @@ class TorchBackend:
     def gather(self, table: Tensor | PackedLinear, index: Tensor) -> Tensor:
         """Return the rows ``index`` of ``table``."""
         return (table.plain if isinstance(table, PackedLinear) else table).index_select(0, index)
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Sort where top-k or top-p ask for it; of tokens equal to the last one in ``top_p`` some are kept."""
+        return sample(logits, temperature, top_k, top_p, min_p, keys)
 
     def capture(
         self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]

@@ -17,6 +17,7 @@ from parrot_kernels.errors import KernelBuildError
 from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.rms_norm import MAX_DIM, add_rms_norm, rms_norm
 from parrot_kernels.gpu.rope_and_store import rope_and_store
+from parrot_kernels.gpu.sampling import sample
 from parrot_kernels.gpu.silu_mul import silu_mul
 from parrot_kernels.linear import PackedLinear, check_input
 from parrot_kernels.torch_backend import TorchBackend
@@ -120,3 +121,9 @@ class GpuBackend(TorchBackend):
         if packed.bias is not None:
             out += packed.bias
         return out.view(*x.shape[:-1], packed.out_features)
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Draw in one launch; all tokens equal to the last one in ``top_p`` are kept."""
+        return sample(logits, temperature, top_k, top_p, min_p, keys)

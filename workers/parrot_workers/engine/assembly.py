@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from parrot_kernels import BLOCK_SIZE
+from parrot_kernels import BLOCK_SIZE, Backend, backend_for
 from parrot_mq.messages import CostModel
 from parrot_workers.engine import calibration, memory
 from parrot_workers.engine.batch_scheduler import BatchScheduler
@@ -39,6 +39,7 @@ class EngineParts:
     encoder: PromptEncoder
     scheduler: BatchScheduler
     runner: ModelRunner
+    kernels: Backend
     transfer: KVTransfer | None
     profiler: StepProfiler | None
     block_bytes: int
@@ -92,6 +93,7 @@ def assemble(settings: EngineSettings) -> EngineParts:
             encoder=_encoder(sizes, model, tokenizer),
             scheduler=_scheduler(settings, sizes, tier, cost),
             runner=runner,
+            kernels=backend_for(model.device),
             transfer=transfer,
             profiler=StepProfiler(settings.profile) if settings.profile is not None else None,
             block_bytes=sizes.block_bytes,

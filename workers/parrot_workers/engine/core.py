@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from parrot_kernels import Backend
 from parrot_mq.messages import ObjectiveKind, SamplingParams
 from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
 from parrot_workers.engine.kv_transfer import KVTransfer
@@ -42,6 +43,7 @@ class EngineCore:
         encoder: PromptEncoder,
         scheduler: BatchScheduler,
         runner: ModelRunner,
+        kernels: Backend,
         transfer: KVTransfer | None = None,
         profiler: StepProfiler | None = None,
         on_step: Callable[[StepStats], None] | None = None,
@@ -52,6 +54,7 @@ class EngineCore:
         self._scheduler = scheduler
         self._blocks = scheduler.blocks
         self._runner: ModelRunner | None = runner
+        self._kernels = kernels
         self._transfer = transfer
         self._profiler = profiler
         self._on_step = on_step
@@ -212,7 +215,7 @@ class EngineCore:
         with clock.measure(Phase.SAMPLE):
             sequences = [chunk.sequence for chunk in chunks for _ in range(chunk.num_rows)]
             depths = [depth for chunk in chunks for depth in range(chunk.num_rows)]
-            return iter(sample(logits, sequences, depths) if sequences else ())
+            return iter(sample(self._kernels, logits, sequences, depths).tolist())
 
     def _advance(self, chunk: Chunk, token_ids: list[int], counts: StepCounts) -> SequenceOutput:
         """Take the sampled tokens as far as the draft before them was right."""

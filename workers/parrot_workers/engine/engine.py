@@ -54,6 +54,7 @@ class Engine(EngineCore):
             encoder=parts.encoder,
             scheduler=parts.scheduler,
             runner=parts.runner,
+            kernels=parts.kernels,
             transfer=parts.transfer,
             profiler=parts.profiler,
             on_step=on_step,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from parrot_workers.engine.host_copy import to_device
 from parrot_workers.engine.host_tier import Transfers
 from parrot_workers.engine.paged_cache import PagedCache
 
@@ -57,7 +58,7 @@ class KVTransfer:
             torch.cuda.synchronize(self._device)
 
     def _store(self, blocks: list[int], slots: list[int]) -> None:
-        index = torch.tensor(blocks, device=self._device)
+        index = to_device(blocks, torch.int64, self._device)
         for part, column in zip(self._parts, self._columns(len(blocks)), strict=True):
             column.copy_(part.index_select(0, index).flatten(1))
         for row, slot in zip(self._staged, slots, strict=False):
@@ -66,7 +67,7 @@ class KVTransfer:
     def _load(self, slots: list[int], blocks: list[int]) -> None:
         for row, slot in zip(self._staged, slots, strict=False):
             row.copy_(self._host[slot], non_blocking=True)
-        index = torch.tensor(blocks, device=self._device)
+        index = to_device(blocks, torch.int64, self._device)
         for part, column in zip(self._parts, self._columns(len(blocks)), strict=True):
             part.index_copy_(0, index, column.reshape(-1, *part.shape[1:]))
 
