@@ -56,6 +56,7 @@ class Engine(EngineCore):
             runner=parts.runner,
             kernels=parts.kernels,
             transfer=parts.transfer,
+            runs_ahead=self.settings.runs_ahead,
             profiler=parts.profiler,
             on_step=on_step,
             clock=clock,

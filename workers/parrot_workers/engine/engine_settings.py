@@ -47,6 +47,9 @@ class EngineSettings:
     speculate: bool = True
     """Let sequences verify drafts copied from their own text where the cost model expects a gain; outputs are the same
     either way."""
+    run_ahead: bool | None = None
+    """Launch the next step before the tokens of this one are read, where it can be planned without them; outputs are
+    the same either way. By default on a GPU alone: on a CPU it is the host that computes."""
     calibrate: bool = True
     """False keeps the default cost model and starts faster."""
     profile: str | Path | None = None
@@ -63,6 +66,8 @@ class EngineSettings:
                 f"tensor_parallel_size ({self.tensor_parallel_size}) must be at least 1; above 1 there is no host "
                 "tier: leave host_kv_memory_bytes out"
             )
+        if self.run_ahead and self.tensor_parallel_size > 1:
+            raise ConfigError("run_ahead is for a model in one process: leave it out, or set tensor_parallel_size=1")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(
                 f"device {self.device!r} was asked for, but torch sees no GPU: use device='cpu', or a CUDA build"
@@ -83,6 +88,13 @@ class EngineSettings:
     def place(self) -> torch.device:
         """The device, the first rank's of several."""
         return torch.device(self.device)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are launched before the tokens of the step before are read."""
+        if self.run_ahead is None:
+            return self.place.type == "cuda" and self.tensor_parallel_size == 1
+        return self.run_ahead
 
     def model_len(self, longest: int | None) -> int:
         """Return the longest sequence: what was asked for, else what the model knows (``longest``) up to a default.

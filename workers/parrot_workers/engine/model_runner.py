@@ -56,12 +56,14 @@ class ModelRunner:
         )
         self._captured = self._capture(model)
 
-    def run(self, spans: Sequence[Span]) -> Tensor:
+    def run(self, spans: Sequence[Span], sampled: Tensor | None = None) -> Tensor:
         """Compute ``spans``; return float32 logits [sum of their num_rows, vocab_size], in their order.
 
-        They may lie in a buffer that the next run overwrites.
+        They may lie in a buffer that the next run overwrites. ``sampled`` int64 [len(spans)], on the device, stand in
+        place of the ids of spans of one token each, which the host need not know; not with ``ranks``, who are told ids.
         """
-        return self._run(self.model, self._captured, spans)
+        assert sampled is None or self._ranks is None, "the other ranks are told ids that nobody knows"
+        return self._run(self.model, self._captured, spans, sampled)
 
     @property
     def nbytes(self) -> int:
@@ -87,21 +89,29 @@ class ModelRunner:
             self._ranks.close()
 
     def _run(
-        self, model: Model, captured: CapturedStep | None, spans: Sequence[Span], *, is_probe: bool = False
+        self,
+        model: Model,
+        captured: CapturedStep | None,
+        spans: Sequence[Span],
+        sampled: Tensor | None = None,
+        *,
+        is_probe: bool = False,
     ) -> Tensor:
         if self._ranks is None:
-            return self._compute(model, captured, spans)
+            return self._compute(model, captured, spans, sampled)
         try:
             self._ranks.announce(spans, is_probe=is_probe)
-            return self._compute(model, captured, spans)
+            return self._compute(model, captured, spans, sampled)
         except BaseException:
             # The others wait in the middle of a step that will not go on: they must never sum it with another.
             self._ranks.close()
             raise
 
     @torch.inference_mode()
-    def _compute(self, model: Model, captured: CapturedStep | None, spans: Sequence[Span]) -> Tensor:
-        batch = self._buffers.fill(spans)
+    def _compute(
+        self, model: Model, captured: CapturedStep | None, spans: Sequence[Span], sampled: Tensor | None
+    ) -> Tensor:
+        batch = self._buffers.fill(spans, sampled)
         if captured is None:
             logits = model.forward(batch, self.cache)
         else:

@@ -70,6 +70,7 @@ class StepBuffers:
         self._host = torch.zeros(4, max_num_tokens, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._values = self._host.numpy()
         self._tensors = self._host if device.type == "cpu" else torch.zeros_like(self._host, device=device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def nbytes(self) -> int:
@@ -83,8 +84,12 @@ class StepBuffers:
         rows = rows[: self.max_num_rows]
         return StepBatch(ids, positions, slots, rows, AttentionPlan([], [], [], num_rows=self.max_num_tokens))
 
-    def fill(self, spans: Sequence[Span]) -> StepBatch:
-        """Write ``spans`` to the buffers. The batch before is then gone: its step must be over."""
+    def fill(self, spans: Sequence[Span], sampled: Tensor | None = None) -> StepBatch:
+        """Write ``spans`` to the buffers; the ids ``sampled`` [len(spans)], if given, in place of those of the spans.
+
+        The batch before is then gone: on a CPU its step must be over; on a GPU it must have been launched, for there
+        buffers are written in the order of the stream. The host waits only until the copy of that batch has been made.
+        """
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -116,15 +121,19 @@ class StepBuffers:
             rows += [0] * (min(num_tokens, self.max_num_rows) - len(rows))
         assert num_tokens <= self.max_num_tokens, f"{num_tokens} tokens in buffers of {self.max_num_tokens}"
         assert len(rows) <= self.max_num_rows, f"{len(rows)} rows of logits in buffers of {self.max_num_rows}"
+        if self._copied is not None:
+            self._copied.synchronize()
         values = self._values
         values[0, :num_tokens] = ids
         values[1, :num_tokens] = positions
         values[2, :num_tokens] = slots
         values[3, : len(rows)] = rows
-        if self._tensors is not self._host:
-            # Asynchronous: who reads the step's logits waits for this copy too, before the buffers are filled again.
+        if self._copied is not None:
             self._tensors.copy_(self._host, non_blocking=True)
+            self._copied.record(torch.cuda.current_stream(self._device))
         tensors = self._tensors
+        if sampled is not None:
+            tensors[0, : len(sampled)].copy_(sampled)
         return StepBatch(
             tensors[0, :num_tokens],
             tensors[1, :num_tokens],
