@@ -33,8 +33,8 @@ class CapturedStep(Protocol):
     def run(self, num_tokens: int, num_picked: int, plan: AttentionPlan) -> Tensor:
         """Run it on the first rows of its inputs; return the rows of its result.
 
-        They lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were captured,
-        a plan for other ones, and indices outside what they index.
+        They may lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were
+        captured, a plan for other ones, and indices outside what they index.
         """
 
     @property
@@ -43,7 +43,11 @@ class CapturedStep(Protocol):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by kind of operation, summed over all runs."""
+        """Time by kind of operation, summed over all runs; empty where it is not measured."""
+
+
+Step = Callable[["Backend", Sequence[Tensor], Sequence[Tensor], AttentionPlan], Tensor]
+"""A step as ``Backend.capture`` takes it: ``step(backend, tokens, picked, plan)``."""
 
 
 class Backend(Protocol):
@@ -122,15 +126,24 @@ class Backend(Protocol):
         """
 
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
-        """Record ``step`` so that it can be run again without Python, for any number of rows; None where it cannot.
+        """Capture ``step`` so that it can be run again without Python; None where it cannot.
 
-        ``step`` is called once with a backend to call all its operations on, and returns the result of one. It computes
-        on the static buffers ``tokens`` (inputs with a row for each of the most tokens of a step) and ``picked`` (with
-        a row for each of the most rows picked of them by ``gather``), full as they are; to run it, they are filled from
-        the start. The attention plan that it uses stands for those of the runs. A step that cannot be recorded is
-        logged, and must be run eagerly.
+        ``step(backend, tokens, picked, plan)`` calls all its operations on the backend that it is given, and returns
+        the result of one, which has a row for each picked row. It is a function of the tensors it is given: first rows
+        of the static buffers ``tokens`` (with a row for each of the most tokens of a step) and ``picked`` (with a row
+        for each of the most rows picked of them by ``gather``); to run it, they are filled from the start. The plan
+        that it is given stands for those of the runs. A CPU captures it once, for any number of rows. A GPU captures it
+        for each of ``buckets``, numbers of tokens, of sequences with up to ``max_context`` keys; other numbers of
+        tokens run eagerly, and so does all without buckets. It computes while it is captured, on what the buffers hold
+        then. A step that cannot be captured is logged, and must be run eagerly.
         """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.paged_attention import paged_attention
 
 if TYPE_CHECKING:
-    from parrot_kernels.backend import Backend, CapturedStep
+    from parrot_kernels.backend import CapturedStep, Step
 
 
 class TorchBackend:
@@ -91,7 +91,13 @@ class TorchBackend:
         return (table.plain if isinstance(table, PackedLinear) else table).index_select(0, index)
 
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
         """Torch computes step by step."""
         return None

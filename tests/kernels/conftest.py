@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _has_device(item: pytest.Item) -> bool:
-    return item.path.is_relative_to(Path(__file__).parent) and "device" in getattr(item, "fixturenames", ())
+    return "device" in getattr(item, "fixturenames", ())
 
 
 def _is_native(item: pytest.Item) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +44,7 @@ from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
 
 if TYPE_CHECKING:
-    from parrot_kernels.backend import Backend, CapturedStep
+    from parrot_kernels.backend import CapturedStep, Step
 
 logger = logging.getLogger(__name__)
 
@@ -240,9 +240,15 @@ class CpuBackend(TorchBackend):
         return out
 
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
-        """Record a program, see ``parrot_kernels.cpu.recorder``."""
+        """Record a program, see ``parrot_kernels.cpu.recorder``; it takes any number of rows."""
         from parrot_kernels.cpu.recorder import Recorder  # which is a CpuBackend itself
 
         try:

@@ -5,7 +5,10 @@ What the kernels do not take (float64, rows that do not fit a program, other hea
 
 from __future__ import annotations
 
+import logging
 import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +16,21 @@ from triton.errors import TritonError
 
 from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.checks import check_gate_up, check_norm, check_rope
-from parrot_kernels.errors import KernelBuildError
+from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
+from parrot_kernels.gpu.graph_capture import CalledAgain, CudaGraphs, GraphCapture
+from parrot_kernels.gpu.graphed_step import GraphedStep
 from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.rms_norm import MAX_DIM, add_rms_norm, rms_norm
 from parrot_kernels.gpu.rope_and_store import rope_and_store
 from parrot_kernels.gpu.silu_mul import silu_mul
+from parrot_kernels.gpu.step_plans import StepPlans
 from parrot_kernels.linear import PackedLinear, check_input
 from parrot_kernels.torch_backend import TorchBackend
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import CapturedStep, Step
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -120,3 +131,26 @@ class GpuBackend(TorchBackend):
         if packed.bias is not None:
             out += packed.bias
         return out.view(*x.shape[:-1], packed.out_features)
+
+    def capture(
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
+    ) -> CapturedStep | None:
+        """Capture CUDA graphs, see ``GraphedStep``; where kernels are interpreted, what only calls the step again."""
+        device, max_tokens = tokens[0].device, tokens[0].shape[0]
+        if not buckets:
+            return None
+        if max(buckets) > max_tokens:
+            raise KernelInputError(f"buckets of up to {max(buckets)} tokens, in buffers of {max_tokens}")
+        plans = StepPlans(max(buckets), max_context, device)
+        graphs: GraphCapture = CudaGraphs(device) if device.type == "cuda" else CalledAgain()
+        try:
+            return GraphedStep(self, step, tokens, picked, buckets=buckets, plans=plans, graphs=graphs)
+        except KernelCaptureError as error:
+            logger.warning("the model's step runs eagerly, which is slower: %s", error)
+            return None

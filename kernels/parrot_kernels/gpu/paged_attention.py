@@ -52,14 +52,14 @@ def paged_attention(
         return torch_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
     shape = AttentionShape(heads, key_cache.shape[1], dim, key_cache.dtype.itemsize)
     work = DevicePlan.of(plan, shape, query.device, cost)
-    if work.num_blocks > key_cache.shape[0]:
-        raise KernelInputError(f"a plan for {work.num_blocks} blocks, with {key_cache.shape[0]}")
+    work.check_cache(key_cache.shape[0])
+    workspace = work.workspace
     query = query if query.stride(2) == 1 else query.contiguous()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     with on_device_of(query):
         attention_kernel[(work.num_programs,)](
-            query, key_cache, value_cache, out, lse, work.part_out, work.part_lse, work.arrivals,
+            query, key_cache, value_cache, out, lse, workspace.part_out, workspace.part_lse, workspace.arrivals,
             work.num_items, work.items, work.rows, work.blocks, work.positions, work.part_start, work.part_count,
             query.stride(0), query.stride(1), float(scale * key_scale), float(value_scale), float(softcap or 0.0),
             int(window or 0),

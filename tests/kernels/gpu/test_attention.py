@@ -161,7 +161,7 @@ def test_padding_rows_are_zero_and_every_element_is_written(
         case.to(device)
         padding = 21
         plan = case.plan(padding=padding)
-        cut(case, plan, wide=32).part_out.fill_(math.nan)
+        cut(case, plan, wide=32).workspace.part_out.fill_(math.nan)
         rows = case.query.shape[0]
         case.query = torch.cat([case.query, torch.full((padding, 4, 64), 50.0, device=device)])
         with monkeypatch.context() as patch:
@@ -208,8 +208,8 @@ def test_a_plan_is_used_again_and_again(device: torch.device) -> None:
     plan = case.plan()
     work = cut(case, plan, wide=16)
     first = attend(case, plan)
-    assert int(work.arrivals.abs().sum()) == 0
-    work.part_out.fill_(math.nan)
+    assert int(work.workspace.arrivals.abs().sum()) == 0
+    work.workspace.part_out.fill_(math.nan)
     second = attend(case, plan)
     assert_right(case, *second)
     assert torch.equal(first[0], second[0])

@@ -81,6 +81,7 @@ def assemble(settings: EngineSettings) -> EngineParts:
             cache,
             max_num_tokens=settings.max_num_batched_tokens,
             max_num_rows=settings.max_num_rows,
+            buckets=settings.step_buckets,
             ranks=ranks,
         )
         runner.verify()

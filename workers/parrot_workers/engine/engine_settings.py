@@ -10,6 +10,10 @@ import torch
 from parrot_mq.errors import ConfigError
 from parrot_workers.engine.models.load import DEFAULT_MAX_MODEL_LEN, ModelPath
 from parrot_workers.engine.speculator import MAX_DRAFT
+from parrot_workers.engine.step_batch import buckets_up_to
+
+MAX_CAPTURED = 256
+"""Tokens: the launches of a larger step take less time than its computation, which hides them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +45,9 @@ class EngineSettings:
     num_blocks: int | None = None
     """Instead of ``kv_memory_bytes``."""
     max_model_len: int | None = None
+    buckets: tuple[int, ...] | None = None
+    """Numbers of tokens that a step is padded to and, on a GPU, captured for; () runs all steps of a GPU eagerly, which
+    starts faster and takes less memory. By default see ``step_buckets``."""
     num_threads: int | None = None
     """``torch.set_num_threads``, which is process-wide."""
     enable_prefix_caching: bool = True
@@ -78,6 +85,15 @@ class EngineSettings:
         """Rows of logits that a step may want: each sequence's next token, and those that verify its draft."""
         most = self.max_num_seqs * (1 + (MAX_DRAFT if self.speculate else 0))
         return min(most, self.max_num_batched_tokens)
+
+    @property
+    def step_buckets(self) -> tuple[int, ...]:
+        """``buckets``; by default, on one GPU, for all steps that only decode, as far as capturing them pays."""
+        if self.buckets is not None:
+            return self.buckets
+        # Several ranks compute eagerly, and a CPU any number of tokens.
+        captures = self.place.type == "cuda" and self.tensor_parallel_size == 1
+        return tuple(buckets_up_to(min(self.max_num_rows, MAX_CAPTURED))) if captures else ()
 
     @property
     def place(self) -> torch.device:

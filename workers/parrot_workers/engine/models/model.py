@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -59,8 +60,11 @@ class Model(Protocol):
     def forward(self, batch: StepBatch, cache: PagedCache) -> Tensor:
         """Store the keys and values of ``batch`` in ``cache``; return float32 logits [len(batch.rows), vocab_size]."""
 
-    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
-        """Record ``forward`` over the buffers of ``full``, a batch of the most tokens; None if it must run eagerly."""
+    def capture(self, full: StepBatch, cache: PagedCache, buckets: Sequence[int] = ()) -> CapturedStep | None:
+        """Capture ``forward`` over the buffers of ``full``, a batch of the most tokens; None if it must run eagerly.
+
+        On a GPU it is captured for ``buckets``, see ``Backend.capture``.
+        """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
