@@ -78,6 +78,9 @@ class Backend(Protocol):
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Rotate ``query`` and ``key``, write key and value to the cache, return the rotated query.
 
@@ -85,7 +88,8 @@ class Backend(Protocol):
         slices of one fused projection. The first 2 * half dimensions are rotated, i with i + half (transformers'
         rotate_half); ``cos`` and ``sin`` are [tokens, half] in float32 (float64 for float64 input). ``slots`` [tokens]
         in int64 is block * 16 + offset, or negative: such a row is not stored. The caches are [blocks, kv_heads, 16,
-        dim].
+        dim]. They may be float8_e4m3fn: then they hold key / key_scale and value / value_scale, see
+        ``parrot_kernels.fp8``. Other scales than 1 are for those alone.
         """
 
     def paged_attention(
@@ -98,11 +102,14 @@ class Backend(Protocol):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Causal attention of ``query`` [tokens, heads, dim] over the cached keys, by the plan's pieces.
 
         heads is a multiple of kv_heads. Scores are scale * q.k, passed through softcap * tanh(x / softcap) where given;
-        with a ``window`` w a token sees the last w tokens, itself included. Returns (out [tokens, heads, value_dim],
+        with a ``window`` w a token sees the last w tokens, itself included. The scales are those that the caches were
+        written with. Returns (out [tokens, heads, value_dim],
         lse [tokens, heads] in float32, natural logarithm).
         """
 

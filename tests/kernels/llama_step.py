@@ -119,8 +119,6 @@ class LlamaStep:
         """The static inputs, as ``Backend.capture`` wants them."""
         return [self.ids, self.positions, self.slots], [self.rows]
 
-    def step(
-        self, kernels: Backend, tokens: Sequence[Tensor], picked: Sequence[Tensor], plan: AttentionPlan
-    ) -> Tensor:
+    def step(self, kernels: Backend, tokens: Sequence[Tensor], picked: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
         """The step to capture."""
         return self.forward(kernels, *tokens, *picked, plan)

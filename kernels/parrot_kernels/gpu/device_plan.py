@@ -105,9 +105,7 @@ class DevicePlan:
         self.num_items, self.positions, self.part_start, self.part_count, self.items, self.rows, self.blocks = (
             self._numbers[start:] for start in starts
         )
-        self.workspace = workspace or Workspace.of(
-            shape, rows=capacity.rows, parts=capacity.parts, device=device
-        )
+        self.workspace = workspace or Workspace.of(shape, rows=capacity.rows, parts=capacity.parts, device=device)
         self._device = device
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._read: BlocksRead | None = None

@@ -33,7 +33,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
         self._reserved = torch.cuda.memory_reserved(device)
@@ -53,8 +53,9 @@ class CudaGraphs:
                 compute()
             graph = torch.cuda.CUDAGraph()
             # Only what this thread does counts: others may be in the middle of anything.
-            with _no_collection(), torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 compute()
             self._nbytes = max(0, torch.cuda.memory_reserved(self._device) - self._reserved)

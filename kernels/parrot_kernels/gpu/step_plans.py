@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
 from parrot_kernels.gpu.attention_launch import wide_rows
 from parrot_kernels.gpu.device import num_sms
 from parrot_kernels.gpu.device_plan import SLACK_BLOCKS, Capacity, DevicePlan, wide_rows_for
-from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
+from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost, default_cost
 from parrot_kernels.gpu.stand_in_plan import StandInPlan
 from parrot_kernels.gpu.work_list import Tiling
 from parrot_kernels.gpu.workspace import Workspace
@@ -21,16 +23,22 @@ class StepPlans:
     step is captured *narrow*, for plans whose pieces all fit the narrow tile (no shared prefix, say), which leaves room
     for more programs on a multiprocessor; and *wide*, for the others, with tiles of all rows that a bucket can put
     together. For each attention shape of the model and each size of tiles there is a device plan, made when a captured
-    step first attends by it. They have one workspace, as steps follow one another.
+    step first attends by it; ``cost_of`` says then what sharing costs. They have one workspace, as steps follow one
+    another.
     """
 
     def __init__(
-        self, max_rows: int, max_context: int, device: torch.device, cost: SharingCost | None = None
+        self,
+        max_rows: int,
+        max_context: int,
+        device: torch.device,
+        cost_of: Callable[[AttentionShape], SharingCost] = default_cost,
     ) -> None:
         self._max_rows = max_rows
         self._max_blocks = max_rows * -(-max_context // BLOCK_SIZE)
         self._device = device
-        self._cost = cost or SharingCost()
+        self._cost_of = cost_of
+        self._costs: dict[AttentionShape, SharingCost] = {}
         self._workspaces: dict[AttentionShape, Workspace] = {}
         self._plans: dict[tuple[AttentionShape, int], DevicePlan] = {}
         self._last: tuple[int, bool] | None = None
@@ -68,7 +76,7 @@ class StepPlans:
             wide = self._last[1]
             if all(work.advance(plan) for work in self._of(num_rows, wide)):
                 return wide
-        wide = any(wide_rows_for(plan, shape, self._cost) > shape.narrow for shape in self._workspaces)
+        wide = any(wide_rows_for(plan, shape, cost) > shape.narrow for shape, cost in self._costs.items())
         self._last = None  # until all are filled
         for work in self._of(num_rows, wide):
             work.cut(plan)
@@ -84,10 +92,11 @@ class StepPlans:
             tiling = Tiling(shape, rows, num_sms(self._device), slack=SLACK_BLOCKS)
             capacity = Capacity.for_batches(tiling, self._max_rows, self._max_blocks)
             if shape not in self._workspaces:
+                self._costs[shape] = self._cost_of(shape)
                 self._workspaces[shape] = Workspace.of(
                     shape, rows=capacity.rows, parts=capacity.parts, device=self._device
                 )
             self._plans[shape, rows] = DevicePlan(
-                tiling, capacity, self._device, cost=self._cost, workspace=self._workspaces[shape]
+                tiling, capacity, self._device, cost=self._costs[shape], workspace=self._workspaces[shape]
             )
         return self._plans[shape, rows]

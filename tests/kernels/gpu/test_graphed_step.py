@@ -22,6 +22,7 @@ from tests.kernels.llama_step import BLOCK, LlamaStep, Shape
 # Eight query heads of one KV head: two rows fill a narrow tile, so that small batches need wide ones.
 SHAPE = Shape(hidden=32, intermediate=40, layers=2, heads=8, kv_heads=1, dim=64, vocab=50)
 BUCKETS, MAX_TOKENS, MAX_ROWS, NUM_BLOCKS, MAX_CONTEXT = [1, 2, 4, 8], 20, 6, 30, 160
+DEFAULT = SharingCost()
 ALWAYS = SharingCost(part_s=0.0, item_s=0.0)
 """Share wherever there is something to share."""
 
@@ -29,7 +30,7 @@ ALWAYS = SharingCost(part_s=0.0, item_s=0.0)
 class Captured:
     """A model whose step is captured, beside its twin in torch; ``replayed`` says which graphs were."""
 
-    def __init__(self, device: torch.device, cost: SharingCost | None = None) -> None:
+    def __init__(self, device: torch.device, cost: SharingCost = DEFAULT) -> None:
         self.device = device
         sizes = {"num_blocks": NUM_BLOCKS, "max_tokens": MAX_TOKENS, "max_rows": MAX_ROWS}
         with torch.device(device):
@@ -41,7 +42,7 @@ class Captured:
         graphs: GraphCapture = CudaGraphs(device) if device.type == "cuda" else CalledAgain()
         self.step = GraphedStep(
             self.model.backend, self.model.step, *self.model.inputs(), buckets=BUCKETS,
-            plans=StepPlans(max(BUCKETS), MAX_CONTEXT, device, cost), graphs=graphs,
+            plans=StepPlans(max(BUCKETS), MAX_CONTEXT, device, lambda shape: cost), graphs=graphs,
         )  # fmt: skip
         self.replayed: list[tuple[int, bool]] = []
         for key, replay in self.step._replays.items():
