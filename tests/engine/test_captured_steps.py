@@ -157,9 +157,7 @@ def test_what_is_captured_is_stored_nowhere_and_padding_neither(
         assert written == [[2, 0], [3, 0]]
 
 
-def test_rows_of_the_step_before_are_not_picked_again(
-    model_folder: Callable[[str], Path], graphed: GraphedCpu
-) -> None:
+def test_rows_of_the_step_before_are_not_picked_again(model_folder: Callable[[str], Path], graphed: GraphedCpu) -> None:
     runner = make_runner(model_folder("llama_64"), [8])
     plain = make_runner(model_folder("llama_64"), [])
     for spans in ([Span(range(64), 0, 3, range(4))], [Span(range(8), 0, 1, [5])]):
@@ -187,6 +185,7 @@ def test_buckets_up_to(most: int, buckets: list[int]) -> None:
 
 def test_who_captures_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert EngineSettings("model").step_buckets == ()
     assert EngineSettings("model", buckets=(4,)).step_buckets == (4,)
     gpu = {"device": "cuda:1", "max_num_seqs": 16}

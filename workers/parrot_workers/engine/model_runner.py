@@ -127,5 +127,5 @@ class ModelRunner:
         second = [Span(ids[cut:], cut, 1, ours), Span(ids[:1], half, 1, other)]
         self._run(probe.model, captured, first, is_probe=True)
         logits = self._run(probe.model, captured, second, is_probe=True)
-        if not probe.agrees(logits[0]):
+        if not probe.agrees(logits[0], self.cache.dtype):
             raise ConfigError(f"{self.model.name}: the torch engine does not reproduce this model's logits: {REMEDY}")

@@ -57,10 +57,15 @@ class LlamaNetwork:
             # A layer without positions rotates no dimension.
             half = cos.shape[1] if shape.rotates[number] else 0
             keys, values = cache.keys[number], cache.values[number]
-            query = kernels.rope_and_store(query, key, value, cos[:, :half], sin[:, :half], batch.slots, keys, values)
+            scales = cache.scales[number]
+            query = kernels.rope_and_store(
+                query, key, value, cos[:, :half], sin[:, :half], batch.slots, keys, values,
+                key_scale=scales.key, value_scale=scales.value,
+            )  # fmt: skip
             attended, _ = kernels.paged_attention(
-                query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number]
-            )
+                query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number],
+                key_scale=scales.key, value_scale=scales.value,
+            )  # fmt: skip
             added = self.shard.total(kernels.linear(attended.view(-1, heads * dim), layer.output))
             normed, hidden = kernels.add_rms_norm(added, hidden, layer.mlp_norm, eps)
             gated = kernels.silu_mul(kernels.linear(normed, layer.gate_up))
@@ -126,7 +131,8 @@ class LlamaModel:
             return None
 
         def step(kernels: Backend, tokens: Sequence[Tensor], picked: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
-            return self.network.compute(kernels, StepBatch(*tokens, *picked, plan), cache)
+            (ids, positions, slots), (rows,) = tokens, picked
+            return self.network.compute(kernels, StepBatch(ids, positions, slots, rows, plan), cache)
 
         return self.kernels.capture(
             step,

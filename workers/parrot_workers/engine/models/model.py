@@ -31,7 +31,7 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, activations and cache."""
+        """Of its weights and activations, and of its cache unless another is asked for."""
 
     @property
     def vocab_size(self) -> int:
@@ -79,12 +79,14 @@ class Probe:
     logits: Tensor
     model: Model
 
-    def agrees(self, logits: Tensor) -> bool:
-        """Whether ``logits`` [vocab_size] after ``ids`` are transformers', up to the dtype's rounding."""
+    def agrees(self, logits: Tensor, cache_dtype: torch.dtype) -> bool:
+        """Whether ``logits`` [vocab_size] after ``ids`` are transformers', up to the rounding of the model's dtype and
+        that of the cache.
+        """
         expected, actual = self.logits.cpu(), logits.float().cpu()
         if expected.shape != actual.shape:
             return False
-        if self.model.dtype == torch.float32:
+        if self.model.dtype == cache_dtype == torch.float32:
             return bool((expected - actual).abs().max() <= 1e-3 * expected.abs().max() + 1e-5)
         expected, actual = expected - expected.mean(), actual - actual.mean()
         return bool(torch.nn.functional.cosine_similarity(expected, actual, dim=0) > 0.97)
