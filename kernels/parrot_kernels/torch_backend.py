@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.checks import check_plan
 from parrot_kernels.errors import KernelInputError
 from parrot_kernels.fp8 import movable, to_cache
 from parrot_kernels.linear import PackedLinear, check_input, check_weight
@@ -75,6 +76,7 @@ class TorchBackend:
         value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend sequence by sequence: in torch, parts and their merge cost more than a shared read saves."""
+        check_plan(plan, query.shape[0], key_cache.shape[0])
         return paged_attention(
             query, key_cache, value_cache, plan,
             scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
