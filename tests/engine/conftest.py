@@ -14,6 +14,7 @@ import transformers
 
 from parrot_workers.engine.engine import Engine
 from tests.engine.families import FAST, GENERAL, VOCAB_SIZE
+from tests.kernels.conftest import device, pytest_collection_modifyitems  # noqa: F401 (a GPU, or the interpreter)
 
 SENTENCES = [
     "The parrot repeats what the queue has said, word for word.",
@@ -108,13 +109,3 @@ def reference(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
         return models[kind]
 
     return model
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
-    cannot = [item for item in items if item.path.parent == Path(__file__).parent and item.get_closest_marker("gpu")]
-    if cannot:
-        config.hook.pytest_deselected(items=cannot)
-        items[:] = [item for item in items if item not in cannot]

@@ -376,6 +376,7 @@ def whole_answers(make_engine: MakeEngine) -> dict[tuple[int, int], SequenceOutp
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert not EngineSettings(tmp_path).runs_ahead
     assert EngineSettings(tmp_path, run_ahead=True).runs_ahead
     assert EngineSettings(tmp_path, device="cuda:1").runs_ahead

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from parrot_kernels.fp8 import movable
 from parrot_workers.engine.host_copy import to_device
 from parrot_workers.engine.host_tier import Transfers
 from parrot_workers.engine.paged_cache import PagedCache
@@ -24,7 +25,8 @@ class KVTransfer:
     """
 
     def __init__(self, cache: PagedCache, num_slots: int) -> None:
-        self._parts = [tensor for layer in cache.keys for tensor in (cache.keys[layer], cache.values[layer])]
+        parts = [tensor for layer in cache.keys for tensor in (cache.keys[layer], cache.values[layer])]
+        self._parts = [movable(tensor) for tensor in parts]
         """Per layer keys, then values: [num_blocks, num_kv_heads, block_size, head_dim]."""
         self._sizes = [tensor[0].numel() for tensor in self._parts]
         row, some = sum(self._sizes), self._parts[0]
