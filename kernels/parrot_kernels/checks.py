@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
 from parrot_kernels.errors import KernelInputError
+from parrot_kernels.fp8 import FP8
 
 
 def check_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> int:
@@ -51,8 +52,10 @@ def check_rope(
     ):
         shapes = {name: tuple(tensor.shape) for name, tensor in locals().items() if isinstance(tensor, Tensor)}
         raise KernelInputError(f"shapes do not fit one another: {shapes}")
-    if not query.dtype == key.dtype == value.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query, key, value and caches differ in dtype")
+    if not query.dtype == key.dtype == value.dtype:
+        raise KernelInputError("query, key and value differ in dtype")
+    if key_cache.dtype != value_cache.dtype or key_cache.dtype not in (query.dtype, FP8):
+        raise KernelInputError(f"caches of {key_cache.dtype} and {value_cache.dtype}, for keys of {query.dtype}")
     if not (cos.dtype == sin.dtype == torch.float32 and slots.dtype == torch.int64):
         raise KernelInputError(f"cos and sin must be float32, slots int64, not {cos.dtype}, {sin.dtype}, {slots.dtype}")
     if not (key_cache.is_contiguous() and value_cache.is_contiguous()):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan, Backend, KernelInputError
+from parrot_kernels.checks import check_plan
 from parrot_kernels.cpu.backend import CpuBackend
 from parrot_kernels.cpu.build import HEADERS, SOURCES
 from parrot_kernels.cpu.variant import Variant, supported_variants
@@ -309,7 +310,7 @@ def test_what_does_not_fit_is_refused(variant: str) -> None:
 )
 def test_plans_that_make_no_sense(query_lens: list[int], contexts: list[int], tables: list[list[int]]) -> None:
     with pytest.raises(KernelInputError):
-        AttentionPlan(query_lens, contexts, tables)
+        check_plan(AttentionPlan(query_lens, contexts, tables), 1, 1)  # as every backend does before it computes
 
 
 def test_a_plan_covers_every_key_of_every_row_once() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,11 +40,12 @@ from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.cpu.variant import Variant, supported_variants
 from parrot_kernels.cpu.weight_memory import WeightMemory
 from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
+from parrot_kernels.fp8 import FP8
 from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
 
 if TYPE_CHECKING:
-    from parrot_kernels.backend import Backend, CapturedStep
+    from parrot_kernels.backend import CapturedStep, Step
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +117,17 @@ class CpuBackend(TorchBackend):
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Rotate and store; the heads of a token must be contiguous (they are made so if not)."""
-        if query.dtype not in SUFFIXES:
-            return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
-        check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        if query.dtype in SUFFIXES:
+            check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        if query.dtype not in SUFFIXES or key_cache.dtype is FP8:
+            return super().rope_and_store(
+                query, key, value, cos, sin, slots, key_cache, value_cache, key_scale=key_scale, value_scale=value_scale
+            )
         query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
         slots = slots.contiguous()
         if (cos.shape[1] and not cos.stride(1) == sin.stride(1) == 1) or cos.stride(0) != sin.stride(0):
@@ -148,17 +155,20 @@ class CpuBackend(TorchBackend):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
-        check_attention(query, key_cache, value_cache)
+        check_attention(query, key_cache, value_cache, [FP8])
         _, heads, dim = query.shape
         kv_heads = key_cache.shape[1]
         has_dims = dim in HEAD_DIMS and key_cache.shape == value_cache.shape
-        if query.dtype not in SUFFIXES or not has_dims or heads // kv_heads > MAX_FOLD:
+        if query.dtype not in SUFFIXES or key_cache.dtype is FP8 or not has_dims or heads // kv_heads > MAX_FOLD:
             check_plan(plan, query.shape[0], key_cache.shape[0])
             return super().paged_attention(
-                query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window
-            )
+                query, key_cache, value_cache, plan,
+                scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
+            )  # fmt: skip
         query = _with_contiguous_heads(query)
         out, lse = self._empty(query, query.shape[1:], query.dtype), self._empty(query, [heads], torch.float32)
         operation = Attention(
@@ -240,9 +250,15 @@ class CpuBackend(TorchBackend):
         return out
 
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
-        """Record a program, see ``parrot_kernels.cpu.recorder``."""
+        """Record a program, see ``parrot_kernels.cpu.recorder``; it takes any number of rows."""
         from parrot_kernels.cpu.recorder import Recorder  # which is a CpuBackend itself
 
         try:

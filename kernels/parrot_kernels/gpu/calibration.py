@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 
 import torch
@@ -12,6 +14,8 @@ from parrot_kernels.gpu.attention_bench import AttentionBench
 from parrot_kernels.gpu.attention_launch import wide_rows
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.tuning import graph_replay_ms
+
+logger = logging.getLogger(__name__)
 
 Measure = Callable[[Callable[[], object]], float]
 """Returns the seconds that a call takes on the device."""
@@ -61,6 +65,17 @@ def calibrate(
     Allocates caches of ``sizes.sequences * sizes.keys`` tokens of a layer for that time.
     """
     return fitted(shape, measured(shape, device, sizes or Sizes(), measure or replay_s))
+
+
+@functools.cache
+def calibrated_cost(shape: AttentionShape, device: torch.device) -> SharingCost:
+    """Return what ``calibrate`` measures, once a process; the defaults where its caches do not fit ``device``."""
+    try:
+        # The rates are those of bytes, whatever a cache's elements are.
+        return calibrate(dataclasses.replace(shape, key_bytes=2), device)
+    except torch.OutOfMemoryError as error:
+        logger.warning("what sharing prefixes costs is not measured, but guessed, for want of memory: %s", error)
+        return SharingCost()
 
 
 def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:

@@ -47,8 +47,8 @@ def sample(
     all; ``keys`` int32 [rows, 2], whatever makes the noise differ from row to row and step to step. They apply in that
     order. Tokens that tie with the last one allowed are allowed. NaN is never drawn unless a row holds nothing else.
 
-    The noise is ``parrot_workers.engine.noise``'s, and the token that which the engine's torch sampler draws, with
-    these differences, all of rounding: two tokens whose noisy logits tie to the last bits may change places, and so may
+    The noise is that of the torch twin, ``parrot_kernels.sampling``, and the token that which it draws, with these
+    differences, all of rounding: two tokens whose noisy logits tie to the last bits may change places, and so may
     one whose preceding probability is ``top_p`` to the last bits; of tokens equal to the last one in ``top_p``, torch
     keeps some, this all. Raises ``KernelInputError``.
     """

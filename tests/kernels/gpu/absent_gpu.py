@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from parrot_kernels import AttentionPlan
+from parrot_kernels.fp8 import FP8
 from parrot_kernels.gpu.backend import GpuBackend
 from parrot_kernels.gpu.sampling import sample
 
@@ -72,6 +73,8 @@ def launch_elementwise(kernels: GpuBackend, dtype: torch.dtype) -> None:
     for half in (64, 16, 0):
         angles, slots = torch.zeros(3, half), torch.zeros(3, dtype=torch.int64)
         kernels.rope_and_store(query, key, value, angles, angles, slots, cache, cache)
+        short = cache.to(FP8)
+        kernels.rope_and_store(query, key, value, angles, angles, slots, short, short, key_scale=0.5, value_scale=0.25)
 
 
 def launch_attention(kernels: GpuBackend) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan, KernelInputError
+from parrot_kernels.fp8 import FP8
 from parrot_kernels.gpu.attention_launch import AttentionLaunch
 from parrot_kernels.gpu.device_plan import Capacity, DevicePlan
-from parrot_kernels.gpu.paged_attention import FP8, paged_attention
+from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.work_list import Tiling, WorkList
 from parrot_kernels.paged_attention import paged_attention as torch_attention
@@ -161,7 +162,7 @@ def test_padding_rows_are_zero_and_every_element_is_written(
         case.to(device)
         padding = 21
         plan = case.plan(padding=padding)
-        cut(case, plan, wide=32).part_out.fill_(math.nan)
+        cut(case, plan, wide=32).workspace.part_out.fill_(math.nan)
         rows = case.query.shape[0]
         case.query = torch.cat([case.query, torch.full((padding, 4, 64), 50.0, device=device)])
         with monkeypatch.context() as patch:
@@ -208,8 +209,8 @@ def test_a_plan_is_used_again_and_again(device: torch.device) -> None:
     plan = case.plan()
     work = cut(case, plan, wide=16)
     first = attend(case, plan)
-    assert int(work.arrivals.abs().sum()) == 0
-    work.part_out.fill_(math.nan)
+    assert int(work.workspace.arrivals.abs().sum()) == 0
+    work.workspace.part_out.fill_(math.nan)
     second = attend(case, plan)
     assert_right(case, *second)
     assert torch.equal(first[0], second[0])
@@ -260,6 +261,17 @@ def test_what_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> No
         torch.testing.assert_close(out.double(), case.expected()[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_float8_cache_that_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> None:
+    for dim in (24, 64):
+        case = AttentionCase(SHAPES["shared"], (4, 2), dim, torch.float32).to(device)
+        keys, values = (cache.mul(4).to(FP8) for cache in (case.key_cache, case.value_cache))
+        out, _ = paged_attention(
+            case.query, keys, values, case.plan(), scale=case.scale, key_scale=0.25, value_scale=0.25
+        )
+        case.key_cache, case.value_cache = keys.float() / 4, values.float() / 4
+        torch.testing.assert_close(out.double(), case.expected()[0], rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     case = AttentionCase(SHAPES["shared"], (4, 2), 64, torch.bfloat16).to(device)
     keys, plan = case.key_cache, case.plan()
@@ -270,8 +282,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         (case.query, keys.float(), "dtype: torch.bfloat16"),
         (case.query, keys[:, :, :8].contiguous(), "blocks of 8"),
         (case.query, keys.transpose(0, 1).contiguous().transpose(0, 1), "contiguous"),
-        (case.query.float(), keys.to(FP8), "torch.float8_e4m3fn"),
-        (case.query[:, :, :24], keys[..., :24].to(FP8), "not 24"),
     ]:
         with pytest.raises(KernelInputError, match=words):
             paged_attention(query, cache, cache, plan, scale=1.0)

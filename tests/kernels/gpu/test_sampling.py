@@ -1,11 +1,10 @@
-"""The sampling kernel: the same tokens as the engine's torch sampler, and as the definition in float64."""
+"""The sampling kernel: the same tokens as its torch twin, and as the definition in float64."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,10 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import KernelInputError
+from parrot_kernels.gpu.backend import GpuBackend
 from parrot_kernels.gpu.launch import Launch
 from parrot_kernels.gpu.sampling import sample
+from parrot_kernels.sampling import gumbel_noise
+from parrot_kernels.torch_backend import TorchBackend
 from parrot_workers.engine import sampler
-from parrot_workers.engine.noise import gumbel_noise, noise_key
+from parrot_workers.engine.noise import noise_key
+from tests.engine.test_sampler import make_sequence
 
 SMALL = Launch(block=64, num_warps=2)
 """So that small vocabularies too have several blocks, and splits."""
@@ -25,7 +28,7 @@ SMALL = Launch(block=64, num_warps=2)
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How a row draws; what the engine's sampler reads of a request."""
+    """How a row draws."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -33,29 +36,30 @@ class How:
     min_p: float = 0.0
 
 
-def draw(logits: Tensor, hows: Sequence[How], keys: list[tuple[int, int]], launch: Launch = SMALL) -> list[int]:
-    def column(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([getattr(how, name) for how in hows], dtype=dtype, device=logits.device)
+def parameters(logits: Tensor, hows: Sequence[How], keys: list[tuple[int, int]]) -> list[Tensor]:
+    fields = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
+    columns = [
+        torch.tensor([getattr(how, name) for how in hows], dtype=dtype, device=logits.device)
+        for name, dtype in fields.items()
+    ]
+    return [*columns, noise_keys(keys, logits.device)]
 
-    ids = sample(
-        logits,
-        column("temperature", torch.float32),
-        column("top_k", torch.int32),
-        column("top_p", torch.float32),
-        column("min_p", torch.float32),
-        torch.tensor([noise_key(*key) for key in keys], dtype=torch.int32, device=logits.device),
-        launch,
-    )
+
+def noise_keys(keys: list[tuple[int, int]], device: torch.device) -> Tensor:
+    return torch.tensor([noise_key(*key) for key in keys], dtype=torch.int32, device=device)
+
+
+def draw(logits: Tensor, hows: Sequence[How], keys: list[tuple[int, int]], launch: Launch = SMALL) -> list[int]:
+    ids = sample(logits, *parameters(logits, hows, keys), launch)
     assert ids.dtype == torch.int64
     return cast(list[int], ids.tolist())
 
 
-def engine_draw(logits: Tensor, hows: Sequence[How], keys: list[tuple[int, int]]) -> list[int]:
-    """By the parts of the engine's sampler."""
-    sampled = [dataclasses.replace(how, temperature=how.temperature or 1.0) for how in hows]
-    warped = sampler.warp(logits, cast(list, [SimpleNamespace(sampling=how) for how in sampled]))
-    noisy = warped + gumbel_noise(keys, logits.shape[1], logits.device)
-    return [int((noisy if how.temperature else logits)[row].argmax()) for row, how in enumerate(hows)]
+def torch_draw(logits: Tensor, hows: Sequence[How], keys: list[tuple[int, int]]) -> list[int]:
+    """By the torch twin."""
+    ids = TorchBackend().sample(logits, *parameters(logits, hows, keys))
+    assert ids.dtype == torch.int64
+    return cast(list[int], ids.tolist())
 
 
 def defined_draw(logits: Tensor, how: How, key: tuple[int, int]) -> int:
@@ -70,7 +74,7 @@ def defined_draw(logits: Tensor, how: How, key: tuple[int, int]) -> int:
         allowed &= (above < how.top_p * mass.sum()) | (x == x.max())
     if how.min_p:
         allowed &= x >= x.max() + torch.tensor(how.min_p).double().log()
-    noisy = x + gumbel_noise([key], len(x), logits.device)[0]
+    noisy = x + gumbel_noise(noise_keys([key], logits.device), len(x))[0]
     return int(torch.where(allowed, noisy, -torch.inf).argmax())
 
 
@@ -97,19 +101,19 @@ HOWS = [
 
 @pytest.mark.parametrize("how", HOWS, ids=str)
 @pytest.mark.usefixtures("poison")
-def test_the_engines_tokens(device: torch.device, how: How) -> None:
+def test_the_tokens_of_the_torch_twin(device: torch.device, how: How) -> None:
     for rows, vocab in [(1, 700), (6, 130)]:
         logits, keys = logits_of(rows, vocab, device), [(row, vocab) for row in range(rows)]
-        assert draw(logits, [how] * rows, keys) == engine_draw(logits, [how] * rows, keys)
+        assert draw(logits, [how] * rows, keys) == torch_draw(logits, [how] * rows, keys)
 
 
 @pytest.mark.usefixtures("poison")
 def test_rows_that_draw_differently(device: torch.device) -> None:
     logits, keys = logits_of(len(HOWS), 333, device), [(7, row) for row in range(len(HOWS))]
-    assert draw(logits, HOWS, keys) == engine_draw(logits, HOWS, keys)
+    assert draw(logits, HOWS, keys) == torch_draw(logits, HOWS, keys)
     strided = torch.full((len(HOWS), 400), float("nan"), device=device)
     strided[:, :333] = logits
-    assert draw(strided[:, :333], HOWS, keys) == engine_draw(logits, HOWS, keys)
+    assert draw(strided[:, :333], HOWS, keys) == torch_draw(logits, HOWS, keys)
 
 
 @settings(max_examples=50, deadline=None)
@@ -148,7 +152,7 @@ def test_equals(device: torch.device) -> None:
     logits = torch.zeros(3, 200, device=device)
     keys = [(row, 0) for row in range(3)]
     assert draw(logits, [How(temperature=0.0)] * 3, keys) == [0, 0, 0]
-    noise = gumbel_noise(keys, 200, device).argmax(-1).tolist()
+    noise = gumbel_noise(noise_keys(keys, device), 200).argmax(-1).tolist()
     for how in (How(), How(top_k=5), How(top_p=0.1), How(top_k=3, top_p=0.01), How(min_p=1.0)):
         assert draw(logits, [how] * 3, keys) == noise
 
@@ -183,3 +187,20 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
 def test_no_rows(device: torch.device) -> None:
     column, keys = torch.empty(0, device=device), torch.empty(0, 2, dtype=torch.int32, device=device)
     assert sample(torch.empty(0, 10, device=device), column, column.int(), column, column, keys).shape == (0,)
+
+
+@pytest.mark.parametrize("count", [1, 7, 33])
+def test_the_engines_sampler_draws_the_same_tokens_by_it(device: torch.device, count: int) -> None:
+    ways: list[dict[str, Any]] = [
+        {}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.1},
+        {"repetition_penalty": 1.3}, {"temperature": 1.0, "min_tokens": 9, "logit_bias": {5: 4.0}},
+        {"temperature": 1.0, "top_k": 2**40, "presence_penalty": 0.5},
+    ]  # fmt: skip
+    rows = [make_sequence(f"s{row}", **ways[(row + count) % len(ways)]) for row in range(count)]
+    depths = [row % 3 for row in range(count)]
+    logits = logits_of(count, 210, device)
+    drawn = [
+        sampler.sample(kernels, logits.clone(), rows, depths).tolist()
+        for kernels in (GpuBackend(device), TorchBackend())
+    ]
+    assert drawn[0] == drawn[1]
