@@ -110,3 +110,24 @@ def check_gate_up(gate_up: Tensor) -> int:
     if gate_up.shape[-1] % 2:
         raise KernelInputError(f"{gate_up.shape[-1]} columns are no gate and up of the same width")
     return gate_up.shape[-1] // 2
+
+
+def check_sampling(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+) -> tuple[int, int]:
+    """Check what ``Backend.sample`` takes, contiguous but for ``logits``; return how many rows and tokens."""
+    if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32 or logits.stride(1) != 1:
+        raise KernelInputError(
+            f"want logits [rows, vocab] in float32 with contiguous rows, not {logits.dtype} {tuple(logits.shape)}"
+        )
+    rows, vocab = logits.shape
+    for name, tensor, shape, dtype in [
+        ("temperature", temperature, (rows,), torch.float32),
+        ("top_k", top_k, (rows,), torch.int32),
+        ("top_p", top_p, (rows,), torch.float32),
+        ("min_p", min_p, (rows,), torch.float32),
+        ("keys", keys, (rows, 2), torch.int32),
+    ]:
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise KernelInputError(f"want {name} {shape} in {dtype}, not {tuple(tensor.shape)} in {tensor.dtype}")
+    return rows, vocab

@@ -22,6 +22,7 @@ from parrot_kernels.checks import (
     check_norm,
     check_plan,
     check_rope,
+    check_sampling,
 )
 from parrot_kernels.cpu.build import build
 from parrot_kernels.cpu.library import (
@@ -34,6 +35,7 @@ from parrot_kernels.cpu.library import (
     Operation,
     RmsNorm,
     Rope,
+    Sampling,
     SiluMul,
 )
 from parrot_kernels.cpu.plan import NativePlan
@@ -248,6 +250,19 @@ class CpuBackend(TorchBackend):
         )  # fmt: skip
         self._compute("linear", x.dtype, operation, [x], [packed], "" if dtype == x.dtype else SUFFIXES[dtype])
         return out
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Draw without a sort, a row by one thread; all tokens equal to the last one in ``top_p`` are kept."""
+        _, vocab = check_sampling(logits, temperature, top_k, top_p, min_p, keys)
+        ids = self._empty(logits, [], torch.int64)
+        operation = Sampling(
+            logits.data_ptr(), temperature.data_ptr(), top_p.data_ptr(), min_p.data_ptr(), top_k.data_ptr(),
+            keys.data_ptr(), ids.data_ptr(), logits.stride(0), vocab,
+        )  # fmt: skip
+        self._compute("sample", None, operation, [logits, temperature, top_k, top_p, min_p, keys], [])
+        return ids
 
     def capture(
         self,

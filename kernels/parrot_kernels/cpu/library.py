@@ -77,6 +77,15 @@ class GatherPacked(Operation):
     _fields_ = [*_PACKED, ("index", POINTER), ("out", POINTER)]
 
 
+class Sampling(Operation):
+    """``Sampling`` of sampling.h."""
+
+    _fields_ = [
+        *[(name, POINTER) for name in ("logits", "temperature", "top_p", "min_p", "top_k", "keys", "ids")],
+        *[(name, INT64) for name in ("stride", "vocab")],
+    ]
+
+
 class Attention(Operation):
     """``Attention`` of attention.h."""
 
@@ -97,7 +106,7 @@ class Library:
             for name in ("rms_norm", "rope", "silu_mul", "linear", "gather_packed")
             for suffix in SUFFIXES.values()
         ]
-        kinds += ["linear_bf16_f32", "gather"]
+        kinds += ["linear_bf16_f32", "gather", "sample"]
         attentions = ["attention_f32", "attention_bf16"]
         try:
             library = ctypes.CDLL(str(path))

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parrot_kernels.errors import KernelInputError
+from parrot_kernels.checks import check_sampling
 from parrot_kernels.gpu.device import num_sms, on_device_of
 from parrot_kernels.gpu.gumbel import gumbel_noise
 from parrot_kernels.gpu.launch import Launch, launch_for
@@ -52,7 +52,7 @@ def sample(
     one whose preceding probability is ``top_p`` to the last bits; of tokens equal to the last one in ``top_p``, torch
     keeps some, this all. Raises ``KernelInputError``.
     """
-    rows, vocab = _check(logits, temperature, top_k, top_p, min_p, keys)
+    rows, vocab = check_sampling(logits, temperature, top_k, top_p, min_p, keys)
     device = logits.device
     launch = launch or launch_for(device, "sampling", vocab)
     splits = max(1, min(num_sms(device) // max(rows, 1), triton.cdiv(vocab, launch.block)))
@@ -70,26 +70,6 @@ def sample(
             num_warps=launch.num_warps,
         )  # fmt: skip
     return ids
-
-
-def _check(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
-) -> tuple[int, int]:
-    if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32 or logits.stride(1) != 1:
-        raise KernelInputError(
-            f"want logits [rows, vocab] in float32 with contiguous rows, not {logits.dtype} {tuple(logits.shape)}"
-        )
-    rows, vocab = logits.shape
-    for name, tensor, shape, dtype in [
-        ("temperature", temperature, (rows,), torch.float32),
-        ("top_k", top_k, (rows,), torch.int32),
-        ("top_p", top_p, (rows,), torch.float32),
-        ("min_p", min_p, (rows,), torch.float32),
-        ("keys", keys, (rows, 2), torch.int32),
-    ]:
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise KernelInputError(f"want {name} {shape} in {dtype}, not {tuple(tensor.shape)} in {tensor.dtype}")
-    return rows, vocab
 
 
 @triton.jit
