@@ -110,3 +110,8 @@ def check_gate_up(gate_up: Tensor) -> int:
     if gate_up.shape[-1] % 2:
         raise KernelInputError(f"{gate_up.shape[-1]} columns are no gate and up of the same width")
     return gate_up.shape[-1] // 2
+
+
+def with_contiguous_heads(x: Tensor) -> Tensor:
+    """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
