@@ -131,3 +131,8 @@ def check_sampling(
         if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
             raise KernelInputError(f"want {name} {shape} in {dtype}, not {tuple(tensor.shape)} in {tensor.dtype}")
     return rows, vocab
+
+
+def with_contiguous_heads(x: Tensor) -> Tensor:
+    """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

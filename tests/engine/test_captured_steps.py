@@ -192,6 +192,8 @@ def test_who_captures_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert EngineSettings("model").step_buckets == ()
     assert EngineSettings("model", buckets=(4,)).step_buckets == (4,)
+    with pytest.raises(ConfigError, match="numbers of tokens"):
+        EngineSettings("model", buckets=(4, 0))
     gpu = {"device": "cuda:1", "max_num_seqs": 16}
     assert EngineSettings("model", **gpu, speculate=False).step_buckets == (1, 2, 4, 8, 16)  # type: ignore[arg-type]
     assert max(EngineSettings("model", **gpu).step_buckets) == 144  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from parrot_mq.errors import ConfigError
+from parrot_mq.messages import SamplingParams
 from parrot_workers.engine import assembly, memory, rehearsal
 from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.engine_settings import EngineSettings
@@ -99,6 +100,15 @@ def test_the_share_is_a_setting(model_folder: Callable[[str], Path], monkeypatch
     for share in (0, 1.1, -0.5):
         with pytest.raises(ConfigError, match="memory_share"):
             EngineSettings("model", memory_share=share)
+
+
+def test_an_engine_that_sizes_itself(model_folder: Callable[[str], Path], device: torch.device) -> None:
+    free = memory.device_available_bytes(device)
+    engine = Engine(model_folder("llama_64"), device=str(device), max_num_seqs=4, memory_share=0.1, calibrate=False)
+    [output] = engine.generate([[0, 5, 6, 7]], SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(output.token_ids) == 3
+    assert 0 < engine.memory().kv + engine.memory().workspace < 0.1 * free + 64 * MIB
+    engine.close()
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,11 @@ from parrot_kernels.checks import (
     check_plan,
     check_rope,
     check_sampling,
+    with_contiguous_heads,
 )
 from parrot_kernels.cpu.build import build
 from parrot_kernels.cpu.library import (
+    OUTSIDE,
     SUFFIXES,
     Attention,
     Gather,
@@ -130,7 +132,7 @@ class CpuBackend(TorchBackend):
             return super().rope_and_store(
                 query, key, value, cos, sin, slots, key_cache, value_cache, key_scale=key_scale, value_scale=value_scale
             )
-        query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
+        query, key, value = with_contiguous_heads(query), with_contiguous_heads(key), with_contiguous_heads(value)
         slots = slots.contiguous()
         if (cos.shape[1] and not cos.stride(1) == sin.stride(1) == 1) or cos.stride(0) != sin.stride(0):
             cos, sin = cos.contiguous(), sin.contiguous()
@@ -162,8 +164,7 @@ class CpuBackend(TorchBackend):
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
         check_attention(query, key_cache, value_cache, [FP8])
-        _, heads, dim = query.shape
-        kv_heads = key_cache.shape[1]
+        (_, heads, dim), kv_heads = query.shape, key_cache.shape[1]
         has_dims = dim in HEAD_DIMS and key_cache.shape == value_cache.shape
         if query.dtype not in SUFFIXES or key_cache.dtype is FP8 or not has_dims or heads // kv_heads > MAX_FOLD:
             check_plan(plan, query.shape[0], key_cache.shape[0])
@@ -171,7 +172,7 @@ class CpuBackend(TorchBackend):
                 query, key_cache, value_cache, plan,
                 scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
             )  # fmt: skip
-        query = _with_contiguous_heads(query)
+        query = with_contiguous_heads(query)
         out, lse = self._empty(query, query.shape[1:], query.dtype), self._empty(query, [heads], torch.float32)
         operation = Attention(
             query.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(), out.data_ptr(), lse.data_ptr(), heads,
@@ -312,16 +313,3 @@ class CpuBackend(TorchBackend):
             ctypes.addressof(operation), native.address, part_out.data_ptr(), part_lse.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
-
-
-OUTSIDE = {
-    "rope": "a slot outside the cache",
-    "gather": "an index outside the table",
-    "gather_packed": "an index outside the weight",
-}
-"""What an operation means when it refuses its indices."""
-
-
-def _with_contiguous_heads(x: Tensor) -> Tensor:
-    """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

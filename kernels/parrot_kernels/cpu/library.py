@@ -140,3 +140,11 @@ def _bind(library: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:
     function = getattr(library, f"parrot_{name}")
     function.restype, function.argtypes = restype, argtypes
     return function
+
+
+OUTSIDE = {
+    "rope": "a slot outside the cache",
+    "gather": "an index outside the table",
+    "gather_packed": "an index outside the weight",
+}
+"""What an operation means when it refuses its indices."""

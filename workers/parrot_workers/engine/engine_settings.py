@@ -85,6 +85,8 @@ class EngineSettings:
             raise ConfigError("run_ahead is for a model in one process: leave it out, or set tensor_parallel_size=1")
         if self.kv_dtype not in ("auto", "fp8"):
             raise ConfigError(f"kv_dtype {self.kv_dtype!r} is none of auto, fp8")
+        if self.buckets is not None and min(self.buckets, default=1) < 1:
+            raise ConfigError(f"buckets {self.buckets} are numbers of tokens, of at least 1")
         if self.memory_share is not None and not 0 < self.memory_share <= 1:
             raise ConfigError(f"memory_share {self.memory_share} must be above 0 and at most 1")
         if self.place.type == "cuda":

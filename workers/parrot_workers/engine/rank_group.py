@@ -60,6 +60,8 @@ class RankGroup:
                 self._connections.append(ours)
                 self._processes.append(process)
             stack.enter_context(joined(settings, self.shard))
+            # Before we leave the group: NCCL waits until all leave it.
+            stack.callback(self._tell_to_stop)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -109,11 +111,15 @@ class RankGroup:
             except OSError as error:
                 raise RankLost(f"rank {rank} is gone (exit code {self._processes[rank - 1].exitcode})") from error
 
-    def _end_processes(self) -> None:
+    def _tell_to_stop(self) -> None:
         stop = RankCommand(Action.STOP).encode()
         for connection in self._connections:
             with contextlib.suppress(OSError):  # it has ended
                 connection.send_bytes(stop)
+
+    def _end_processes(self) -> None:
+        self._tell_to_stop()
+        for connection in self._connections:
             connection.close()
         for process in self._processes:
             process.join(STOP_TIMEOUT_S)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -20,8 +22,11 @@ from parrot_workers.engine.models.load import ModelPath, load_model
 from parrot_workers.engine.models.parallel import Shard
 from parrot_workers.engine.rank_command import Action, RankCommand
 
+logger = logging.getLogger(__name__)
+
 COLLECTIVE_TIMEOUT_S = 120.0
 """How long a rank waits for the others: to start, and in a step."""
+LEAVE_TIMEOUT_S = 10.0
 READY = b""
 """What a rank answers once its model is loaded; anything else is what went wrong, in words."""
 
@@ -57,7 +62,24 @@ def joined(settings: RankSettings, shard: Shard) -> Iterator[None]:
     try:
         yield
     finally:
+        _leave(device)
+
+
+def _leave(device: torch.device) -> None:
+    """Leave the process group. By NCCL the ranks leave together: one that is gone would be waited for without end."""
+    if device.type != "cuda":
         dist.destroy_process_group()
+        return
+
+    def leave() -> None:
+        torch.cuda.set_device(device)
+        dist.destroy_process_group()
+
+    leaving = threading.Thread(target=leave, name="leave-nccl", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_TIMEOUT_S)
+    if leaving.is_alive():
+        logger.warning("another rank is gone: this process can be in no other process group until it ends")
 
 
 def serve(connection: Connection, settings: RankSettings, shard: Shard) -> None:
