@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -148,7 +149,7 @@ class Contest:
             return row | {"error": error}
         agreements = self._agreements[system.name, work]
         row |= summary(self._runs[system.name, work])
-        row |= {"agreement": sum(agreements) / len(agreements) if agreements else None}
+        row |= {"agreement": statistics.mean(agreements) if agreements else None}
         return row | {"versions": self._fleet.versions[system.name]}
 
 
@@ -171,17 +172,28 @@ def checked(
     run: Run, systems: Sequence[ServedSystem], works: Sequence[Work], limits: Limits, reference: ServedSystem
 ) -> tuple[list[Row], dict[str, str]]:
     """Compare everybody's tokens with those of ``reference``; return the rows, and who is wrong or failed, and why."""
-    rows, wrong = [], {}
+    rows: list[Row] = []
+    wrong: dict[str, str] = {}
     for dtype in sorted({system.check_dtype for system in systems}):
-        group = [system for system in systems if system.check_dtype == dtype or system is reference]
-        for row in Contest(run, group, "check", dtype, limits, reference.name).measure(works, 1, run.budget_s):
-            rows.append(row)
-            system = next(system for system in group if system.name == row["system"])
-            if error := row.get("error"):
-                wrong[system.name] = error
-            elif system.check_dtype == dtype and (
-                row["agreement"] is None or row["agreement"] < system.least_agreement
-            ):
-                wrong[system.name] = f"wrong tokens: {row['agreement']} of them are those of {reference.name}"
-                row["error"] = wrong[system.name]
+        checking = [system for system in systems if system.check_dtype == dtype]
+        group = checking if reference in checking else [*checking, reference]
+        measured = Contest(run, group, "check", dtype, limits, reference.name).measure(works, 1, run.budget_s)
+        rows += measured
+        for system in checking:
+            own = [row for row in measured if row["system"] == system.name]
+            if reason := _why_wrong(own, system, reference.name):
+                wrong[system.name] = reason
+                for row in own:
+                    row["error"] = reason
     return rows, wrong
+
+
+def _why_wrong(rows: Sequence[Row], system: ServedSystem, reference: str) -> str | None:
+    """Return why a system is not measured: it failed, or its tokens are others; None if it may be."""
+    if errors := [row["error"] for row in rows if "error" in row]:
+        return str(errors[0])
+    agreements = [row["agreement"] for row in rows]
+    if None in agreements:
+        return f"there are no tokens of {reference} to compare with"
+    share = statistics.mean(agreements)
+    return f"wrong tokens: {share:.0%} of them are those of {reference}" if share < system.least_agreement else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -190,8 +191,24 @@ def test_a_contest_ends_in_time_but_not_before_its_first_round(systems: list[Ser
 def test_who_generates_other_tokens_is_not_measured(systems: list[ServedSystem]) -> None:
     rows, wrong = serving.checked(Run(CPU, True, 1), systems, [WORK], LIMITS, systems[3])
     assert set(wrong) == {"wrong", "failing"}
-    assert wrong["wrong"].startswith("wrong tokens: 0.0")
+    assert wrong["wrong"] == "wrong tokens: 0% of them are those of reference"
     assert {row["system"] for row in rows if "error" in row} == {"wrong", "failing"}
+
+
+def test_where_not_every_token_can_be_the_same_most_must_be(systems: list[ServedSystem]) -> None:
+    fp8 = dataclasses.replace(systems[0], name="fp8", check_dtype="bf16", least_agreement=0.5)
+    rows, wrong = serving.checked(Run(CPU, True, 1), [fp8, systems[3]], [WORK], LIMITS, systems[3])
+    assert not wrong
+    assert {(row["system"], row["dtype"]) for row in rows} == {
+        ("fp8", "bf16"), ("reference", "bf16"), ("reference", "f32")
+    }  # fmt: skip
+
+    def reason(*agreements: float | None) -> str | None:
+        return serving._why_wrong([{"agreement": share} for share in agreements], fp8, "reference")
+
+    assert reason(1.0, 0.4) is None
+    assert reason(0.5, 0.4) == "wrong tokens: 45% of them are those of reference"
+    assert reason(1.0, None) == "there are no tokens of reference to compare with"
 
 
 def test_no_model_is_made_where_the_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
