@@ -57,7 +57,8 @@ COLUMNS = {
 
 def measure(run: Run) -> Report:
     """Check in small that all three generate the same tokens, then measure the models until the time is over."""
-    systems = [system.interpreted() if run.is_dry else system for system in SYSTEMS]
+    # The interpreter's tokens are compared with those of the CPU's own kernels, which also saves a third of the time.
+    systems = [system.interpreted() if run.is_dry and system.name != OFF else system for system in SYSTEMS]
     rows, wrong = checked(run, systems, works("check", CHECKS, CHECK_OUTPUT), CHECK_LIMITS, systems[0])
     right = [system for system in systems if system.name not in wrong]
     for model, share in () if run.is_dry else MODELS:

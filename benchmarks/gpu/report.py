@@ -51,7 +51,7 @@ class Report:
             "absent": self.absent,
             "aims": [dataclasses.asdict(aim) for aim in self.aims],
         }
-        rows = ",\n".join(json.dumps(row) for row in self.rows)  # a line each, for diffs
+        rows = ",\n".join(json.dumps(_rounded(row)) for row in self.rows)  # a line each, for diffs
         path.write_text(json.dumps(head, indent=2)[:-2] + f',\n  "rows": [\n{rows}\n]\n}}\n')
         return path
 
@@ -72,6 +72,11 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
         ]
         lines.append("  ".join(padded).rstrip() + (f"  {row['error']}" if row.get("error") else ""))
     return "\n".join(lines)
+
+
+def _rounded(row: Row) -> Row:
+    """Return the row with six digits of each number: more are noise."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _shown(value: object) -> str:

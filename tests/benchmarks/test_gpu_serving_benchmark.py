@@ -220,7 +220,7 @@ def test_no_model_is_made_where_the_disk_has_no_room(tmp_path: Path, monkeypatch
 
 def test_a_report(tmp_path: Path) -> None:
     rows = [
-        {"system": "ours", "cold_us": 12.34, "layers": 2},
+        {"system": "ours", "cold_us": 12.34567891, "layers": 2},
         {"system": "theirs", "error": "wrong by 1: not timed"},
     ]
     columns = {"system": "", "cold_us": ".1f", "layers": ""}
@@ -241,7 +241,7 @@ def test_a_report(tmp_path: Path) -> None:
     path = report.write({"torch": "2.11"}, tmp_path)
     assert path.name == "gpu_kernels.json"
     stored = json.loads(path.read_text())
-    assert stored["rows"] == rows
+    assert stored["rows"] == [rows[0] | {"cold_us": 12.3457}, rows[1]]
     assert stored["about"] == {"torch": "2.11"}
     assert stored["absent"] == {"flashinfer": "not installed"}
     assert [aim["holds"] for aim in stored["aims"]] == [True, None]
