@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from parrot_kernels.attention_plan import BLOCK_SIZE
-from parrot_kernels.gpu.attention_bench import AttentionBench
+from parrot_kernels.gpu.attention_bench import AttentionBench, tree_tables
 from parrot_kernels.gpu.attention_launch import wide_rows
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.tuning import graph_replay_ms
@@ -102,16 +102,17 @@ def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:
 def measured(shape: AttentionShape, device: torch.device, sizes: Sizes, measure: Measure) -> Timings:
     """Run the batches."""
     bench = AttentionBench(shape, sizes.sequences * sizes.keys // BLOCK_SIZE, device)
-    own, same, short = bench.own_blocks(sizes.keys), [range(sizes.keys // BLOCK_SIZE)], bench.own_blocks(BLOCK_SIZE)
+    own, short = tree_tables([sizes.sequences], [sizes.keys]), tree_tables([sizes.short_sequences], [BLOCK_SIZE])
+    same = tree_tables([1, sizes.sequences], [sizes.keys, 0])
     wide = wide_rows(shape, sizes.rows * shape.fold)
     # As if there were multiprocessors without end and parts for nothing: the shortest ranges.
     parts = SharingCost(part_s=0.0, item_s=0.0, share=False)
     empty = bench.batch([])
     once = bench.batch(own, split_keys=False)
-    again = bench.batch(same * sizes.sequences, split_keys=False)
-    together = bench.batch(same * sizes.rows, SharingCost(), wide=wide)
+    again = bench.batch(same, split_keys=False)
+    together = bench.batch(tree_tables([1, sizes.rows], [sizes.keys, 0]), SharingCost(share=True), wide=wide)
     split = bench.batch(own, parts, processors=1 << 20)
-    few = bench.batch(short[: sizes.short_sequences])
+    few = bench.batch(short)
     empty_s, own_s, same_s, wide_s, split_s, short_s = (
         measure(batch.run) for batch in (empty, once, again, together, split, few)
     )
