@@ -99,7 +99,8 @@ struct Sampling {
   // Return what was drawn, or if it is not allowed, what is drawn next and is. A token with the highest logit always is.
   static int64_t allowed(const Row& row, Drawn drawn, int64_t top_k, float top_p, float min_p) {
     if (top_k == row.vocab && top_p >= 1 && min_p <= 0) return drawn.token;
-    const float floor = min_p > 0 ? drawn.top + std::log(std::max(min_p, 1e-30f)) : NEVER, top = drawn.top;
+    const float top = drawn.top;
+    const float floor = min_p > 0 ? top + std::min(std::log(std::max(min_p, 1e-30f)), 0.0f) : NEVER;
     for (int64_t token = drawn.token;; ) {
       const float x = row.at(token);
       const Above above = weigh(row, top, x);
