@@ -85,6 +85,21 @@ def test_tokens_that_cannot_be_drawn(variant: str, how: How) -> None:
     assert draw(variant, undrawable(), [how] * 4, [(row, 0) for row in range(4)]) == [0, 97, 120, 33]
 
 
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_nan_is_as_good_as_no_token(variant: str, how: How) -> None:
+    logits, keys = logits_of(3, 150, CPU), [(row, 5) for row in range(3)]
+    gone = logits.clone()
+    for tensor, value in [(logits, float("nan")), (gone, float("-inf"))]:
+        tensor[:, 40:90] = value
+    assert draw(variant, logits, [how] * 3, keys) == draw(variant, gone, [how] * 3, keys)
+
+
+def test_a_floor_above_all_tokens_leaves_the_best(variant: str) -> None:
+    logits = logits_of(4, 150, CPU)
+    hows = [How(min_p=2.0), How(min_p=float("inf")), How(top_p=-1.0), How(top_k=1, top_p=-1.0, min_p=3.0)]
+    assert draw(variant, logits, hows, [(row, 0) for row in range(4)]) == logits.argmax(-1).tolist()
+
+
 def test_what_does_not_fit_is_refused(variant: str) -> None:
     logits = logits_of(2, 10, CPU)
     column, counts, keys = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2, 2, dtype=torch.int32)

@@ -27,6 +27,8 @@ from parrot_kernels.gpu.workspace import Workspace
 
 ALIGNMENT = 32
 """Numbers: 128 bytes, a line of the caches."""
+READ_AHEAD = 32
+"""Numbers behind the last block that the kernel may read, without looking at them: two steps of up to 256 keys."""
 SLACK_BLOCKS = 16
 """Blocks a sequence should be able to grow by before its plan is cut, and so balanced, again: for ``Tiling.slack``."""
 INVARIANT_ROWS = 64
@@ -95,7 +97,7 @@ class DevicePlan:
             "part_count": capacity.rows,
             "items": capacity.items * len(Item._fields),
             "rows": capacity.entries,
-            "blocks": capacity.blocks,
+            "blocks": capacity.blocks + READ_AHEAD,
         }
         *starts, total = itertools.accumulate(map(_aligned, sizes.values()), initial=0)
         self._starts = dict(zip(sizes, starts, strict=True))

@@ -39,13 +39,13 @@ def paged_attention(
     query [rows, heads, dim] may be a slice of a fused projection; caches [blocks, kv_heads, 16, dim]. Reads the keys
     and values of each piece of the plan once for each tile of its rows: 2 * keys * kv_heads * dim elements. Rows with
     several parts write and read 4 * (dim + 1) bytes a part and head besides. ``cost`` decides what is shared. Other
-    head dimensions than 64 and 128, float64, and float32 over a float8 cache go to the torch twin. Raises
-    ``KernelInputError``.
+    head dimensions than 64 and 128, scales that are not positive, float64, and float32 over a float8 cache go to the
+    torch twin. Raises ``KernelInputError``.
     """
     _, heads, dim = query.shape
     check_attention(query, key_cache, value_cache, [FP8])
     check_plan(plan, query.shape[0], key_cache.shape[0])
-    if not _takes(query, key_cache, value_cache):
+    if not _takes(query, key_cache, value_cache, scale):
         return torch_attention(
             query, key_cache, value_cache, plan,
             scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
@@ -61,7 +61,7 @@ def paged_attention(
         attention_kernel[(work.num_programs,)](
             query, key_cache, value_cache, out, lse, workspace.part_out, workspace.part_lse, workspace.arrivals,
             work.num_items, work.items, work.rows, work.blocks, work.positions, work.part_start, work.part_count,
-            query.stride(0), query.stride(1), float(scale * key_scale), float(value_scale), float(softcap or 0.0),
+            query.stride(0), query.stride(1), float(scale * key_scale), float(value_scale), abs(float(softcap or 0.0)),
             int(window or 0),
             KV_HEADS=shape.kv_heads, FOLD=shape.fold, DIM=dim, NARROW=shape.narrow, WIDE=work.tiling.wide,
             KEYS=work.launch.keys, HAS_SOFTCAP=softcap is not None, HAS_WINDOW=window is not None,
@@ -70,7 +70,7 @@ def paged_attention(
     return out, lse
 
 
-def _takes(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
+def _takes(query: Tensor, key_cache: Tensor, value_cache: Tensor, scale: float) -> bool:
     """Return whether the kernel computes these, of shapes and dtypes that fit one another."""
     _, heads, dim = query.shape
     return (
@@ -79,6 +79,7 @@ def _takes(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> bool:
         and dim in HEAD_DIMS
         and key_cache.shape == value_cache.shape
         and heads // key_cache.shape[1] <= MAX_FOLD
+        and scale > 0  # scores are compared before they are scaled
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -217,6 +218,24 @@ def test_a_plan_is_used_again_and_again(device: torch.device) -> None:
     assert torch.equal(first[1], second[1])
 
 
+def test_who_comes_last_changes_no_bit(device: torch.device) -> None:
+    """Rows have parts of wide tiles and of narrow ones, and whichever tile is computed last merges them."""
+    case = AttentionCase([*BIG_GROUP, ((), 300, 1)], (4, 1), 64, torch.float32).to(device)
+    plan = case.plan()
+    made = cut(case, plan, wide=32)
+    work = WorkList.of(plan, made.tiling, ALWAYS)
+    assert {made.tiling.tile_rows(item.num_entries) for item in work.items} == {16, 32}
+    # In the interpreter, programs come one after the other, and there is one for each item.
+    assert made.num_programs >= len(work.items)
+    out, lse = attend(case, plan)
+    for items in (work.items[::-1], work.items[1::2] + work.items[::2]):
+        made.load(plan, dataclasses.replace(work, items=items))
+        again, again_lse = attend(case, plan)
+        assert torch.equal(again, out)
+        assert torch.equal(again_lse, lse)
+    assert_right(case, out, lse)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_without_sharing_a_row_is_the_same_in_every_batch(dtype: torch.dtype, device: torch.device) -> None:
     lengths = [(1, 1), (1100, 1), (70, 5), (49, 1), (2060, 2), (90, 40), (130, 1)]
@@ -259,6 +278,10 @@ def test_what_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> No
         case = AttentionCase(SHAPES["shared"], (4, 2), dim, dtype).to(device)
         out, _ = attend(case, case.plan())
         torch.testing.assert_close(out.double(), case.expected()[0], rtol=1e-5, atol=1e-5)
+    for scale in (-0.2, 0.0):
+        case = AttentionCase(SHAPES["shared"], (4, 2), 64, torch.float32).to(device)
+        case.scale = scale
+        assert_right(case, *attend(case, case.plan()))
 
 
 def test_a_float8_cache_that_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> None:

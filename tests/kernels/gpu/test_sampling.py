@@ -87,6 +87,22 @@ def test_tokens_that_cannot_be_drawn(device: torch.device, how: How) -> None:
     assert draw(undrawable().to(device), [how] * 4, [(row, 0) for row in range(4)]) == [0, 97, 120, 33]
 
 
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_nan_is_as_good_as_no_token(device: torch.device, how: How) -> None:
+    logits, keys = logits_of(3, 150, device), [(row, 5) for row in range(3)]
+    gone = logits.clone()
+    for tensor, value in [(logits, float("nan")), (gone, float("-inf"))]:
+        tensor[:, 40:90] = value
+    assert draw(logits, [how] * 3, keys) == draw(gone, [how] * 3, keys)
+
+
+def test_a_floor_above_all_tokens_leaves_the_best(device: torch.device) -> None:
+    """Who asks for the impossible gets an answer: a kernel that does not end takes the GPU with it."""
+    logits = logits_of(4, 150, device)
+    hows = [How(min_p=2.0), How(min_p=float("inf")), How(top_p=-1.0), How(top_k=1, top_p=-1.0, min_p=3.0)]
+    assert draw(logits, hows, [(row, 0) for row in range(4)]) == logits.argmax(-1).tolist()
+
+
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     logits = logits_of(2, 10, device)
     column, counts = torch.ones(2, device=device), torch.ones(2, dtype=torch.int32, device=device)

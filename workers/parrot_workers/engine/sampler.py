@@ -14,8 +14,6 @@ from parrot_workers.engine.noise import noise_key
 from parrot_workers.engine.sequence import Sequence
 
 NEVER = float("-inf")
-ALIGNMENT = 4
-"""Numbers (16 bytes): where each parameter of the rows begins, for kernels are compiled for pointers aligned so."""
 MAX_TOP_K = 2**31 - 1
 NO_NOISE = (0, 0)
 """The key of a greedy row."""
@@ -49,17 +47,15 @@ def parameters(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return temperature, top_k, top_p, min_p and keys of the rows, as ``Backend.sample`` takes them."""
     count, params = len(sequences), [sequence.sampling for sequence in sequences]
-    padding = -count % ALIGNMENT
     keys = [
         NO_NOISE if p.greedy else noise_key(sequence.seed, sequence.num_output_tokens + depth)
         for p, sequence, depth in zip(params, sequences, depths, strict=True)
     ]
     shares = ([p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params])
-    floats = to_device([[*share, *[0.0] * padding] for share in shares], torch.float32, device)
-    temperature, top_p, min_p = floats[:, :count].unbind()
+    temperature, top_p, min_p = to_device(shares, torch.float32, device).unbind()
     top_k = [min(p.top_k, MAX_TOP_K) for p in params]
-    integers = to_device([*top_k, *[0] * padding, *itertools.chain.from_iterable(keys)], torch.int32, device)
-    return temperature, integers[:count], top_p, min_p, integers[count + padding :].view(count, 2)
+    integers = to_device([*top_k, *itertools.chain.from_iterable(keys)], torch.int32, device)
+    return temperature, integers[:count], top_p, min_p, integers[count:].view(count, 2)
 
 
 def adjust(logits: Tensor, sequences: list[Sequence]) -> None:
