@@ -6,6 +6,7 @@
 #   PIP_ARGS  more arguments for pip: which build of torch (an --extra-index-url), which mirror (an --index-url)
 #   MODEL     a model folder or id for the demo, in place of its own small one
 #   ENGINE_ARGS  arguments of `make bench-engine`: --quick, --systems, --models, --workloads ... (see its --help)
+#   GPU_ARGS  arguments of `make bench-gpu`: which one (kernels, cost_model, engine, applications; default all), --device
 #   SEED      another meeting for the demo        DOCUMENT  a text file for the demo, in place of a meeting
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -14,6 +15,7 @@ MODEL ?=
 SEED ?=
 DOCUMENT ?=
 ENGINE_ARGS ?=
+GPU_ARGS ?= all
 
 # Python 3.11's pip and the newest agree on these; nothing here asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -29,10 +31,11 @@ say = @printf '==> %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-redis8 bench-queue bench-engine format lint clean
+.PHONY: help demo test test-redis8 bench-queue bench-engine bench-gpu bench-gpu-dry \
+	format lint clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  variables: PYTHON, PIP_ARGS, and for the demo MODEL, SEED, DOCUMENT (see the top of the Makefile)"
 
 demo: .venv/.ready-run  ## summarise a long meeting by map-reduce and as a chain, beside client-side orchestration
@@ -65,6 +68,13 @@ PIPELINE_ROWS := benchmarks/results/pipeline.json
 bench-engine: .venv/.ready-test $(PEERS)  ## our engine beside transformers, vLLM's CPU build and llama.cpp
 	@$(BIN)/python -m benchmarks.engine --out $(ENGINE_ROWS) $(ENGINE_ARGS)
 	@$(if $(ENGINE_ARGS),,$(BIN)/python -m benchmarks.engine.pipeline --out $(PIPELINE_ROWS))
+
+bench-gpu: .venv/.ready-test  ## on a machine with a GPU: kernels, cost model, engine and applications
+	@$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
+bench-gpu-dry: .venv/.ready-test  ## the same at toy size on a CPU, to see that it works and is right
+	$(call say,Running the GPU benchmarks at toy size on the CPU)
+	@$(BIN)/python -m benchmarks.gpu all --dry-run
 
 format: .venv/.ready-test  ## let ruff format and mend the code
 	$(BIN)/ruff format .

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.engine.figures import Row, RunFigures, summary
+from benchmarks.engine.fleet import Fleet
 from benchmarks.engine.peers import KV_GIB, PEERS, ROOT
-from benchmarks.engine.process import SystemFailed, SystemProcess
 from benchmarks.engine.shapes import DTYPES, MAX_LEN, MODELS_FOLDER, SHAPES
 from benchmarks.engine.workload import MAX_NUM_SEQS, WORKLOADS, Case, Workload, poisson_arrivals_s, requests_of
 
@@ -43,9 +41,7 @@ class Driver:
         self.model, self.dtype, self._say = model, dtype, say
         self._names = list(systems)
         self._cores = cores
-        self._running: dict[str, SystemProcess] = {}
-        self._versions: dict[str, dict[str, str]] = {}
-        self._errors: dict[str, str] = {}
+        self._fleet = Fleet(cores, say)
         self._runs: defaultdict[tuple[str, Case], list[RunFigures]] = defaultdict(list)
         self._slow: set[tuple[str, Case]] = set()
         self._bandwidths: list[float] = []
@@ -55,12 +51,10 @@ class Driver:
 
         In each round every system runs each case once, one system at a time; see ``Peer.patience_s`` for who does not.
         """
-        with contextlib.ExitStack() as stack:
-            logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-engine-")))
-            stack.callback(self._close)
+        with self._fleet as fleet:
             for name in self._names:
-                self._start(name, logs / f"{name}.log")
-            for name in list(self._running):
+                self._start(name)
+            for name in list(fleet.running):
                 self._load(name)
             best = self._warm_up(cases)
             arrivals_s = poisson_arrivals_s(best, WORKLOADS["poisson"].num_output) if best else None
@@ -70,35 +64,31 @@ class Driver:
                     self._round(case, number, arrivals_s if case.workload.name == "poisson" else None)
                 yield [self._row(name, case) for case in cases for name in self._names]
 
-    def _start(self, name: str, log: Path) -> None:
+    def _start(self, name: str) -> None:
         peer = PEERS[name]
         if not peer.is_installed:
-            self._errors[name] = f"{peer.folder} is missing: `make bench-engine` makes it"
+            self._fleet.errors[name] = f"{peer.folder} is missing: `make bench-engine` makes it"
             return
-        self._running[name] = SystemProcess(peer, self._cores, log)
+        self._fleet.start(peer)
 
     def _load(self, name: str) -> None:
-        with self._failing(name):
-            self._versions[name] = self._running[name].load(
-                folder=model_folder(self.model, self.dtype),
-                dtype=DTYPES[self.dtype],
-                num_threads=len(self._cores),
-                max_num_seqs=MAX_NUM_SEQS,
-                max_len=MAX_LEN,
-                kv_memory_bytes=KV_GIB << 30,
-            )
-            self._say(f"{name}: {self._versions[name]}")
+        self._fleet.load(
+            name,
+            folder=model_folder(self.model, self.dtype),
+            dtype=DTYPES[self.dtype],
+            num_threads=len(self._cores),
+            max_num_seqs=MAX_NUM_SEQS,
+            max_len=MAX_LEN,
+            kv_memory_bytes=KV_GIB << 30,
+        )
 
     def _warm_up(self, cases: Sequence[Case]) -> float:
         """Run ``shared`` at every batch size once, unmeasured; return the best throughput at the largest."""
         best, shared = 0.0, WORKLOADS["shared"]
         for batch in sorted({case.batch for case in cases}):
             requests = requests_of(Case(shared, batch), SHAPES[self.model].vocab_size, "warm-up")
-            rates = []
-            for name, process in list(self._running.items()):
-                with self._failing(name):
-                    rates.append(RunFigures.of(process.run(requests)).output_tokens_per_s)
-            best = max(rates, default=0.0)
+            runs = [self._fleet.run(name, requests) for name in list(self._fleet.running)]
+            best = max((RunFigures.of(run).output_tokens_per_s for run in runs if run is not None), default=0.0)
         return best
 
     def _round(self, case: Case, number: int, arrivals_s: Sequence[float] | None) -> None:
@@ -106,27 +96,18 @@ class Driver:
         seen = {}
         turn = number % len(self._names)
         for name in self._names[turn:] + self._names[:turn]:  # nobody always comes after the same one
-            if name in self._running and (name, case) not in self._slow:
-                with self._failing(name):
-                    started_s = time.monotonic()
-                    seen[name] = self._running[name].run(requests)
-                    if time.monotonic() - started_s > PEERS[name].patience_s:
-                        self._slow.add((name, case))
+            if name in self._fleet.running and (name, case) not in self._slow:
+                started_s = time.monotonic()
+                run = self._fleet.run(name, requests)
+                if run is not None:
+                    seen[name] = run
+                if time.monotonic() - started_s > PEERS[name].patience_s:
+                    self._slow.add((name, case))
         reference = seen[REFERENCE]["outputs"] if self.dtype == "f32" and REFERENCE in seen else None
         for name, run in seen.items():
             self._runs[name, case].append(RunFigures.of(run, reference))
         rates = ", ".join(f"{name} {self._runs[name, case][-1].output_tokens_per_s:.0f}" for name in seen)
         self._say(f"round {number + 1}: {case.workload.name} {case.batch}: {rates}")
-
-    @contextlib.contextmanager
-    def _failing(self, name: str) -> Iterator[None]:
-        """A system that fails is out, and its rows say why."""
-        try:
-            yield
-        except SystemFailed as error:
-            self._errors[name] = str(error)
-            self._say(f"{name} failed: {error}")
-            self._running.pop(name).close()
 
     def _row(self, name: str, case: Case) -> Row:
         row: Row = {
@@ -136,19 +117,15 @@ class Driver:
             "workload": case.workload.name,
             "batch": case.batch,
         }
-        if error := self._errors.get(name):
+        if error := self._fleet.errors.get(name):
             return row | {"output_tokens_per_s": None, "ttft_p50_ms": None, "spread": None, "error": error}
-        row |= summary(self._runs[name, case]) | {"versions": self._versions[name]}
+        row |= summary(self._runs[name, case]) | {"versions": self._fleet.versions[name]}
         if case.batch == 1 and row["decode_tokens_per_s"]:
             bandwidth = statistics.median(self._bandwidths)
             limit = bandwidth / bytes_per_token(self.model, self.dtype, case.workload)
             row["bandwidth_gb_per_s"] = round(bandwidth / 1e9, 1)
             row["bandwidth_share"] = round(row["decode_tokens_per_s"] / limit, 3)
         return row
-
-    def _close(self) -> None:
-        for process in self._running.values():
-            process.close()
 
 
 def bandwidth_bytes_per_s() -> float:

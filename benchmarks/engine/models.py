@@ -17,7 +17,7 @@ import tokenizers
 import torch
 import transformers
 
-from benchmarks.engine.shapes import DTYPES, MAX_LEN, SHAPES, ModelShape
+from benchmarks.engine.shapes import DTYPES, SHAPES, ModelShape
 
 SEED = 7
 SPECIAL_TOKENS = ("<s>", "</s>")
@@ -50,7 +50,8 @@ def build_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def build_model(shape: ModelShape) -> transformers.LlamaForCausalLM:
+def build_model(shape: ModelShape, device: str = "cpu") -> transformers.LlamaForCausalLM:
+    """Return a model in float32; another kind of device gives other weights."""
     config = transformers.LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -59,13 +60,14 @@ def build_model(shape: ModelShape) -> transformers.LlamaForCausalLM:
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
-        max_position_embeddings=MAX_LEN,
-        tie_word_embeddings=False,
+        max_position_embeddings=shape.max_len,
+        tie_word_embeddings=shape.is_tied,
         bos_token_id=0,
         eos_token_id=1,
     )
-    model = transformers.LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(SEED)
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(config)
+    generator = torch.Generator(device).manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -73,11 +75,10 @@ def build_model(shape: ModelShape) -> transformers.LlamaForCausalLM:
     return model
 
 
-def make(folder: Path, model: str, dtype: str) -> None:
+def make(folder: Path, shape: ModelShape, dtype: str, device: str = "cpu") -> None:
     """Write the folder, whole or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shape = SHAPES[model]
-    build_model(shape).to(getattr(torch, DTYPES[dtype])).save_pretrained(partial)
+    build_model(shape, device).to(getattr(torch, DTYPES[dtype])).save_pretrained(partial)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer(shape.vocab_size), bos_token="<s>", eos_token="</s>"
     )
@@ -88,4 +89,4 @@ def make(folder: Path, model: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    make(Path(sys.argv[1]), SHAPES[sys.argv[2]], sys.argv[3])

@@ -10,17 +10,29 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from benchmarks.engine.peers import ROOT, Peer
+from benchmarks.engine.peers import ROOT
 from benchmarks.engine.workload import Requests
 from parrot_mq.store.tether import tethered
 
 LOAD_TIMEOUT_S = 600.0
 RUN_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 10.0
+
+
+class Program(Protocol):
+    """What a system is: a name, and how to start it to compute on some cores."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def command(self) -> list[str]: ...
+
+    def environ(self, cores: list[int]) -> dict[str, str]: ...
 
 
 class SystemFailed(Exception):
@@ -30,14 +42,14 @@ class SystemFailed(Exception):
 class SystemProcess:
     """One running system. It is stopped (SIGSTOP) but for the length of an order, so that idle ones take no time."""
 
-    def __init__(self, peer: Peer, cores: list[int], log: Path) -> None:
-        self.name = peer.name
+    def __init__(self, program: Program, cores: list[int], log: Path) -> None:
+        self.name = program.name
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                tethered(peer.command),
+                tethered(program.command),
                 cwd=ROOT,
-                env=peer.environ(cores),
+                env=program.environ(cores),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -23,7 +23,10 @@ Emit = Callable[[int, Sequence[int]], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setup:
-    """What a system is loaded with: a Hugging Face folder, ``bfloat16`` or ``float32``, and the sizes to expect."""
+    """What a system is loaded with: a Hugging Face folder, ``bfloat16`` or ``float32``, and the sizes to expect.
+
+    ``max_batch_tokens`` bounds a step; ``prefix_caching`` and ``kv_dtype`` are for those who have a choice.
+    """
 
     folder: Path
     dtype: str
@@ -31,6 +34,10 @@ class Setup:
     max_num_seqs: int
     max_len: int
     kv_memory_bytes: int
+    device: str = "cpu"
+    max_batch_tokens: int = 512
+    prefix_caching: bool = True
+    kv_dtype: str = "auto"
 
 
 class System(Protocol):

@@ -13,7 +13,7 @@ DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A Llama with untied embeddings. ``vocab_size`` counts the special tokens too."""
+    """A Llama. ``vocab_size`` counts the special tokens too; a tied head is the table of embeddings."""
 
     vocab_size: int
     hidden_size: int
@@ -22,6 +22,13 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int = 64
+    max_len: int = MAX_LEN
+    is_tied: bool = False
+
+    @property
+    def num_weights(self) -> int:
+        """All of them, norms left out."""
+        return self.num_step_weights + (0 if self.is_tied else self.vocab_size * self.hidden_size)
 
     @property
     def num_step_weights(self) -> int:

@@ -74,6 +74,7 @@ class AttentionPlan:
     ``block_tables[i]``; the flat batch holds the sequences' new tokens one after the other. With ``share`` false
     every sequence is computed by itself, so that a row's result does not depend on its neighbours to the last bit.
     A batch padded to ``num_rows`` rows has rows behind those of the sequences that see no key: their output is 0.
+    The block tables are read while the step runs, so until then they must stay as they are.
     """
 
     def __init__(
@@ -108,16 +109,25 @@ class AttentionPlan:
         if self.num_tokens < total:
             raise KernelInputError(f"{total} new tokens do not fit {num_rows} rows")
         self.is_padded = self.num_tokens > total
-        self.flat_tables = array.array("i", itertools.chain.from_iterable(block_tables))
-        """The block tables, one after the other."""
-        lowest, highest = _bounds(self.flat_tables)
-        if lowest < 0:
-            raise KernelInputError("a negative block in a block table")
-        self.num_blocks = highest + 1
-        """The cache must have at least as many blocks."""
         self.share = share
         self.native: object = None
         """What a compiled backend keeps with the plan."""
+
+    # Most of what follows is made when it is asked for: a step on a GPU that only moves its sequences on needs neither
+    # the tables nor the pieces, and making them takes longer than all the rest.
+
+    @functools.cached_property
+    def flat_tables(self) -> array.array[int]:
+        """The block tables, one after the other."""
+        return array.array("i", itertools.chain.from_iterable(self.block_tables))
+
+    @functools.cached_property
+    def num_blocks(self) -> int:
+        """The cache must have at least as many blocks. Raises ``KernelInputError`` if a block is negative."""
+        lowest, highest = _bounds(self.flat_tables)
+        if lowest < 0:
+            raise KernelInputError("a negative block in a block table")
+        return highest + 1
 
     @functools.cached_property
     def groups(self) -> list[QueryGroup]:

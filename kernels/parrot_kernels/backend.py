@@ -33,8 +33,8 @@ class CapturedStep(Protocol):
     def run(self, num_tokens: int, num_picked: int, plan: AttentionPlan) -> Tensor:
         """Run it on the first rows of its inputs; return the rows of its result.
 
-        They lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were captured,
-        a plan for other ones, and indices outside what they index.
+        They may lie in a buffer that the next run overwrites. Raises ``KernelInputError`` for more rows than were
+        captured, a plan for other ones, and indices outside what they index.
         """
 
     @property
@@ -43,7 +43,11 @@ class CapturedStep(Protocol):
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by kind of operation, summed over all runs."""
+        """Time by kind of operation, summed over all runs; empty where it is not measured."""
+
+
+Step = Callable[["Backend", Sequence[Tensor], Sequence[Tensor], AttentionPlan], Tensor]
+"""A step as ``Backend.capture`` takes it: ``step(backend, tokens, picked, plan)``."""
 
 
 class Backend(Protocol):
@@ -74,6 +78,9 @@ class Backend(Protocol):
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Rotate ``query`` and ``key``, write key and value to the cache, return the rotated query.
 
@@ -81,7 +88,8 @@ class Backend(Protocol):
         slices of one fused projection. The first 2 * half dimensions are rotated, i with i + half (transformers'
         rotate_half); ``cos`` and ``sin`` are [tokens, half] in float32 (float64 for float64 input). ``slots`` [tokens]
         in int64 is block * 16 + offset, or negative: such a row is not stored. The caches are [blocks, kv_heads, 16,
-        dim].
+        dim]. They may be float8_e4m3fn: then they hold key / key_scale and value / value_scale, see
+        ``parrot_kernels.fp8``. Other scales than 1 are for those alone.
         """
 
     def paged_attention(
@@ -94,11 +102,14 @@ class Backend(Protocol):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Causal attention of ``query`` [tokens, heads, dim] over the cached keys, by the plan's pieces.
 
         heads is a multiple of kv_heads. Scores are scale * q.k, passed through softcap * tanh(x / softcap) where given;
-        with a ``window`` w a token sees the last w tokens, itself included. Returns (out [tokens, heads, value_dim],
+        with a ``window`` w a token sees the last w tokens, itself included. The scales are those that the caches were
+        written with. Returns (out [tokens, heads, value_dim],
         lse [tokens, heads] in float32, natural logarithm).
         """
 
@@ -121,16 +132,36 @@ class Backend(Protocol):
         holds one of them.
         """
 
-    def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
-    ) -> CapturedStep | None:
-        """Record ``step`` so that it can be run again without Python, for any number of rows; None where it cannot.
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Return a token id for each row of ``logits`` [rows, vocab] in float32 (rows may be strided): int64 [rows].
 
-        ``step`` is called once with a backend to call all its operations on, and returns the result of one. It computes
-        on the static buffers ``tokens`` (inputs with a row for each of the most tokens of a step) and ``picked`` (with
-        a row for each of the most rows picked of them by ``gather``), full as they are; to run it, they are filled from
-        the start. The attention plan that it uses stands for those of the runs. A step that cannot be recorded is
-        logged, and must be run eagerly.
+        The others say how: ``temperature`` float32 [rows], 0 for the arg-max (the lowest id of equals); ``top_k`` int32
+        [rows], 0 for all; ``top_p`` and ``min_p`` float32 [rows], 1 and 0 for all; they apply in that order, and
+        ``keys`` int32 [rows, 2] make the Gumbel noise of ``parrot_kernels.sampling``. Tokens that tie with the last of
+        the top k are allowed. Not for steps that are captured.
+        """
+
+    def capture(
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
+    ) -> CapturedStep | None:
+        """Capture ``step`` so that it can be run again without Python; None where it cannot.
+
+        ``step(backend, tokens, picked, plan)`` calls all its operations on the backend that it is given, and returns
+        the result of one, which has a row for each picked row. It is a function of the tensors it is given: first rows
+        of the static buffers ``tokens`` (with a row for each of the most tokens of a step) and ``picked`` (with a row
+        for each of the most rows picked of them by ``gather``); to run it, they are filled from the start. The plan
+        that it is given stands for those of the runs. A CPU captures it once, for any number of rows. A GPU captures it
+        for each of ``buckets``, numbers of tokens, of sequences with up to ``max_context`` keys; other numbers of
+        tokens run eagerly, and so does all without buckets. It computes while it is captured, on what the buffers hold
+        then. A step that cannot be captured is logged, and must be run eagerly.
         """
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parrot_kernels.attention_plan import BLOCK_SIZE, AttentionPlan
 from parrot_kernels.errors import KernelInputError
+from parrot_kernels.fp8 import FP8
 
 
 def check_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> int:
@@ -51,8 +52,10 @@ def check_rope(
     ):
         shapes = {name: tuple(tensor.shape) for name, tensor in locals().items() if isinstance(tensor, Tensor)}
         raise KernelInputError(f"shapes do not fit one another: {shapes}")
-    if not query.dtype == key.dtype == value.dtype == key_cache.dtype == value_cache.dtype:
-        raise KernelInputError("query, key, value and caches differ in dtype")
+    if not query.dtype == key.dtype == value.dtype:
+        raise KernelInputError("query, key and value differ in dtype")
+    if key_cache.dtype != value_cache.dtype or key_cache.dtype not in (query.dtype, FP8):
+        raise KernelInputError(f"caches of {key_cache.dtype} and {value_cache.dtype}, for keys of {query.dtype}")
     if not (cos.dtype == sin.dtype == torch.float32 and slots.dtype == torch.int64):
         raise KernelInputError(f"cos and sin must be float32, slots int64, not {cos.dtype}, {sin.dtype}, {slots.dtype}")
     if not (key_cache.is_contiguous() and value_cache.is_contiguous()):
@@ -107,3 +110,29 @@ def check_gate_up(gate_up: Tensor) -> int:
     if gate_up.shape[-1] % 2:
         raise KernelInputError(f"{gate_up.shape[-1]} columns are no gate and up of the same width")
     return gate_up.shape[-1] // 2
+
+
+def check_sampling(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+) -> tuple[int, int]:
+    """Check what ``Backend.sample`` takes, contiguous but for ``logits``; return how many rows and tokens."""
+    if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32 or logits.stride(1) != 1:
+        raise KernelInputError(
+            f"want logits [rows, vocab] in float32 with contiguous rows, not {logits.dtype} {tuple(logits.shape)}"
+        )
+    rows, vocab = logits.shape
+    for name, tensor, shape, dtype in [
+        ("temperature", temperature, (rows,), torch.float32),
+        ("top_k", top_k, (rows,), torch.int32),
+        ("top_p", top_p, (rows,), torch.float32),
+        ("min_p", min_p, (rows,), torch.float32),
+        ("keys", keys, (rows, 2), torch.int32),
+    ]:
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise KernelInputError(f"want {name} {shape} in {dtype}, not {tuple(tensor.shape)} in {tensor.dtype}")
+    return rows, vocab
+
+
+def with_contiguous_heads(x: Tensor) -> Tensor:
+    """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

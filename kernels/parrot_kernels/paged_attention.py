@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.fp8 import movable
 from parrot_kernels.merge import merge_attention
 from parrot_kernels.query_group import QueryGroup
 
@@ -27,8 +28,23 @@ def paged_attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention by the groups of ``plan``; see ``parrot_kernels.backend.Backend`` for the contract."""
+    out, lse = _attend(query, key_cache, value_cache, plan, scale * key_scale, softcap, window)
+    return out if value_scale == 1 else out * value_scale, lse
+
+
+def _attend(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
     num_heads, value_dim = query.shape[1], value_cache.shape[-1]
     groups = plan.groups
     if len(groups) == 1 and groups[0].is_contiguous and not plan.is_padded:
@@ -75,8 +91,8 @@ def _attend_group(
     q = q.reshape(seqs, num_kv_heads, fold * length, head_dim)
     index = group.gather_index(num_kv_heads)
     shape = (seqs, num_kv_heads, group.num_blocks * block_size)
-    k = key_cache.view(-1, block_size * head_dim).index_select(0, index).view(*shape, head_dim)
-    v = value_cache.view(-1, block_size * value_cache.shape[-1]).index_select(0, index).view(*shape, -1)
+    k = _gathered(key_cache, index, q.dtype).view(*shape, head_dim)
+    v = _gathered(value_cache, index, q.dtype).view(*shape, -1)
     if seqs == 1 and length > 1 and softcap is None and window is None and _has_fused(q, v):
         out, lse = _extend(q, k, v, group, scale)
     else:
@@ -84,6 +100,12 @@ def _attend_group(
     out = out.view(seqs, num_kv_heads, fold, length, -1).permute(0, 3, 1, 2, 4)
     lse = lse.view(seqs, num_kv_heads, fold, length).permute(0, 3, 1, 2)
     return out, lse
+
+
+def _gathered(cache: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the pages [..., block_size * dim] of ``index``: a block of one KV head each."""
+    pages = movable(cache).view(-1, cache.shape[2] * cache.shape[3]).index_select(0, index)
+    return pages.view(cache.dtype).to(dtype)
 
 
 def _has_fused(q: Tensor, v: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parrot_kernels.attention_plan import AttentionPlan
+from parrot_kernels.checks import check_plan
 from parrot_kernels.errors import KernelInputError
+from parrot_kernels.fp8 import movable, to_cache
 from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.paged_attention import paged_attention
+from parrot_kernels.sampling import sample
 
 if TYPE_CHECKING:
-    from parrot_kernels.backend import Backend, CapturedStep
+    from parrot_kernels.backend import CapturedStep, Step
 
 
 class TorchBackend:
@@ -44,6 +47,9 @@ class TorchBackend:
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Return the rotated query; write the rotated key and the value to ``slots``."""
         num_blocks, _, block_size, _ = key_cache.shape
@@ -51,9 +57,11 @@ class TorchBackend:
             raise KernelInputError(f"a slot outside the cache of {num_blocks} blocks")
         kept = slots >= 0
         block, offset = slots[kept] // block_size, slots[kept] % block_size
-        key_cache[block, :, offset] = _rotate(key[kept], cos[kept], sin[kept])
-        value_cache[block, :, offset] = value[kept]
-        return _rotate(query, cos, sin)
+        rotated = to_cache(_rotate(key[kept], cos[kept], sin[kept]), key_cache.dtype, key_scale)
+        kept_value = to_cache(_wide(value[kept]), value_cache.dtype, value_scale)
+        movable(key_cache)[block, :, offset] = movable(rotated)
+        movable(value_cache)[block, :, offset] = movable(kept_value)
+        return _rotate(query, cos, sin).to(query.dtype)
 
     def paged_attention(
         self,
@@ -65,9 +73,15 @@ class TorchBackend:
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend sequence by sequence: in torch, parts and their merge cost more than a shared read saves."""
-        return paged_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
+        check_plan(plan, query.shape[0], key_cache.shape[0])
+        return paged_attention(
+            query, key_cache, value_cache, plan,
+            scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
+        )  # fmt: skip
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up."""
@@ -90,16 +104,33 @@ class TorchBackend:
         """Return the rows ``index`` of ``table``."""
         return (table.plain if isinstance(table, PackedLinear) else table).index_select(0, index)
 
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Sort where top-k or top-p ask for it; of tokens equal to the last one in ``top_p`` some are kept."""
+        return sample(logits, temperature, top_k, top_p, min_p, keys)
+
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
         """Torch computes step by step."""
         return None
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return ``x`` rotated, in float32 (or float64)."""
     half = cos.shape[-1]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = _wide(x)
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     c, s = cos[:, None], sin[:, None]
-    return torch.cat([first * c - second * s, second * c + first * s, rest], -1).to(x.dtype)
+    return torch.cat([first * c - second * s, second * c + first * s, rest], -1)

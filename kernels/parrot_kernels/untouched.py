@@ -27,4 +27,5 @@ def untouched_zeros(
     pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
+    # By way of bytes, for torch takes a buffer of float8 for none of its dtypes.
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)

@@ -131,8 +131,8 @@ def test_what_takes_transformers_too_long_it_runs_once(monkeypatch: pytest.Monke
     monkeypatch.setattr("benchmarks.engine.driver.time", clock)
     systems = {"parrot_mq": Fake(20.0), "transformers": Fake(TRANSFORMERS_PATIENCE_S + 1)}
     driver = Driver("tiny", "bf16", list(systems), [0], print)
-    monkeypatch.setattr(driver, "_start", lambda name, log: driver._running.update({name: systems[name]}))
-    monkeypatch.setattr(driver, "_load", lambda name: driver._versions.update({name: {}}))
+    monkeypatch.setattr(driver, "_start", lambda name: driver._fleet.running.update({name: systems[name]}))
+    monkeypatch.setattr(driver, "_load", lambda name: driver._fleet.versions.update({name: {}}))
     monkeypatch.setattr("benchmarks.engine.driver.bandwidth_bytes_per_s", lambda: 1e9)
     rows = list(driver.measure([Case(WORKLOADS["shared"], 1)], 3))[-1]
     assert {row["system"]: row["rounds"] for row in rows} == {"parrot_mq": 3, "transformers": 1}

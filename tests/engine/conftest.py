@@ -14,6 +14,7 @@ import transformers
 
 from parrot_workers.engine.engine import Engine
 from tests.engine.families import FAST, GENERAL, VOCAB_SIZE
+from tests.kernels.conftest import device, pytest_collection_modifyitems  # noqa: F401 (a GPU, or the interpreter)
 
 SENTENCES = [
     "The parrot repeats what the queue has said, word for word.",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from parrot_mq.messages import ObjectiveKind, SamplingParams
-from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.batch_scheduler import UNKNOWN_ID, BatchScheduler, Chunk
 from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.detokenizer import Detokenizer
-from parrot_workers.engine.port import SequenceInput
+from parrot_workers.engine.port import FinishReason, SequenceInput
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
+from parrot_workers.engine.speculator import Speculator
+from tests.engine.test_speculation import CHEAP_ROWS, DEAR_ROWS
 
 THROUGHPUT, LATENCY = ObjectiveKind.THROUGHPUT, ObjectiveKind.LATENCY
 BLOCK_SIZE = 4
@@ -196,3 +201,139 @@ def test_everything_ends_whatever_arrives(
         assert bench.step()
     assert len(bench.finished) == len(requests)
     assert bench.blocks.num_free_blocks == num_blocks
+
+
+def behind(bench: Bench, chunks: list[Chunk]) -> list[tuple[str, int, int | None]]:
+    """What the step behind that of ``chunks`` would compute: (id, start, the row that samples it)."""
+    return [(chunk.sequence.id, chunk.start, chunk.sampled_row) for chunk in bench.scheduler.plan_behind(chunks)]
+
+
+def test_the_step_behind_goes_on_with_all_but_those_that_end() -> None:
+    bench = Bench()
+    for length, max_tokens in [(3, 3), (4, 1), (5, 2)]:
+        bench.add(length, max_tokens, salt=str(length))
+    chunks = bench.scheduler.plan()
+    following = bench.scheduler.plan_behind(chunks)
+    assert [(chunk.sequence.id, chunk.start, chunk.sampled_row) for chunk in following] == [("s1", 3, 0), ("s3", 5, 2)]
+    assert [(chunk.num_tokens, chunk.samples, chunk.token_ids) for chunk in following] == [(1, True, [UNKNOWN_ID])] * 2
+    # s3 has a block for its unknown token, which nobody can find yet.
+    third = bench.scheduler.running[2]
+    assert (len(third.block_table), third.num_published_blocks) == (2, 1)
+    for chunk in chunks:
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
+        chunk.sequence.append(7)
+    bench.scheduler.remove(bench.scheduler.running[1])
+    bench.scheduler.publish(following)
+    assert behind(bench, following) == [("s1", 4, 0)]
+    bench.blocks.check(bench.scheduler)
+
+
+def test_a_block_is_published_when_its_unknown_token_is_known() -> None:
+    bench = Bench()
+    sequence = bench.add(3, 5)
+    chunks = bench.scheduler.plan()
+    following = bench.scheduler.plan_behind(chunks)
+    assert sequence.num_published_blocks == 0
+    sequence.num_computed_tokens = 3
+    sequence.append(7)
+    bench.scheduler.publish(following)
+    assert sequence.num_published_blocks == 1
+    follower = bench.add(3, 1)
+    follower.token_ids += [7, 7]
+    assert bench.blocks.match(follower) == sequence.block_table[:1]
+
+
+def test_nothing_is_published_for_who_has_ended() -> None:
+    bench = Bench()
+    sequence = bench.add(3, 5)
+    following = bench.scheduler.plan_behind(bench.scheduler.plan())
+    sequence.append(7)
+    sequence.finish = FinishReason.ABORTED
+    bench.scheduler.remove(sequence)
+    bench.scheduler.publish(following)
+    assert bench.blocks.num_cached_blocks == 0
+    assert behind(bench, following) == []
+    bench.blocks.check(bench.scheduler)
+
+
+def test_no_step_behind_one_amid_a_prompt() -> None:
+    bench = Bench(budget=8)
+    bench.add(4, 5, salt="a")
+    bench.add(8, 5, salt="b")
+    assert behind(bench, bench.scheduler.plan()) == []
+
+
+def test_no_step_behind_where_somebody_could_be_admitted() -> None:
+    bench = Bench(max_num_seqs=2)
+    bench.add(4, 5, salt="a")
+    chunks = bench.scheduler.plan()
+    bench.add(4, 5, salt="b")
+    assert behind(bench, chunks) == []
+
+
+def test_who_cannot_be_admitted_anyway_holds_up_nothing() -> None:
+    full, ending, tight = Bench(max_num_seqs=1), Bench(max_num_seqs=1), Bench(num_blocks=6)
+    full.add(4, 5, salt="a")
+    full.add(4, 5, salt="b")
+    assert behind(full, full.scheduler.plan()) == [("s1", 4, 0)]
+    tight.add(11, 5, salt="a")
+    tight.add(16, 1, salt="b")
+    assert behind(tight, tight.scheduler.plan()) == [("s1", 11, 0)]
+    assert [sequence.id for sequence in tight.scheduler.waiting] == ["s2"]
+    # A seat that becomes free is another matter.
+    ending.add(4, 1, salt="a")
+    ending.add(4, 5, salt="b")
+    assert behind(ending, ending.scheduler.plan()) == []
+
+
+def test_no_step_behind_where_a_prompt_could_be_computed_ahead() -> None:
+    bench = Bench()
+    bench.add(4, 5, salt="a")
+    chunks = bench.scheduler.plan()
+    hint = bench.add(8, 5, salt="b")
+    bench.scheduler.waiting.remove(hint)
+    bench.scheduler.ahead.add(hint)
+    assert len(bench.scheduler.ahead) == 1
+    assert behind(bench, chunks) == []
+
+
+def test_no_step_behind_without_a_block_for_each() -> None:
+    bench = Bench(num_blocks=5, budget=40)
+    bench.add(7, 5, salt="a")
+    bench.add(7, 5, salt="b")
+    chunks = bench.scheduler.plan()
+    assert behind(bench, chunks) == [("s1", 7, 0), ("s2", 7, 1)]
+    for chunk in chunks:
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
+        chunk.sequence.append(7)
+    assert behind(bench, bench.scheduler.plan()) == []
+    assert bench.scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_generated"),
+    [
+        ({"repetition_penalty": 1.1}, 9), ({"presence_penalty": 0.5}, 9), ({"frequency_penalty": 0.5}, 9),
+        ({"logit_bias": {1: 1.0}}, 9), ({"min_tokens": 2}, 1), ({"min_tokens": 2}, 2),
+    ],
+)  # fmt: skip
+def test_no_step_behind_tokens_that_the_next_logits_depend_on(sampling: dict[str, Any], num_generated: int) -> None:
+    bench = Bench()
+    bench.add(4, 50, salt="a")
+    sequence = bench.add(4, 50, salt="b")
+    sequence.sampling = SamplingParams(max_tokens=50, **sampling)
+    sequence.token_ids += [7] * num_generated
+    assert bool(behind(bench, bench.scheduler.plan())) == (sampling == {"min_tokens": 2} and num_generated == 2)
+
+
+def test_no_step_behind_where_a_draft_is_worth_its_row() -> None:
+    for cost, runs_ahead in [(CHEAP_ROWS, False), (DEAR_ROWS, True)]:
+        bench = Bench()
+        bench.scheduler.speculator = Speculator(cost)
+        sequence = bench.add(3, 50)
+        sequence.token_ids += [0, 1, 2]
+        chunks = bench.scheduler.plan()
+        assert chunks[0].draft is None, "none is looked up for a prompt"
+        assert bool(behind(bench, chunks)) == runs_ahead
+    bench.scheduler.speculator = None
+    assert behind(bench, chunks) == [("s1", 6, 0)]

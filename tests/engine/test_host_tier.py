@@ -42,8 +42,8 @@ def make_prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 def watched(engine: Engine) -> Watch:
     assert engine._transfer is not None
-    engine._transfer = Watch(engine._transfer)
-    return engine._transfer
+    engine._transfer = engine._steps.transfer = watch = Watch(engine._transfer)
+    return watch
 
 
 def answers(engine: Engine, prompts: list[list[int]]) -> list[tuple[int, ...]]:

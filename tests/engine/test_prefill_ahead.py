@@ -152,7 +152,7 @@ def test_abort_and_a_failed_step(make_engine: MakeEngine, monkeypatch: pytest.Mo
     runner = engine._runner
     assert runner is not None
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "run", lambda chunks: (_ for _ in ()).throw(MemoryError("no room")))
+        patched.setattr(runner, "run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
         with pytest.raises(MemoryError):
             engine.step()
     engine.check()
@@ -177,7 +177,7 @@ def test_a_hint_that_gives_way_in_a_step_that_fails(
     runner = engine._runner
     assert runner is not None
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "run", lambda chunks: (_ for _ in ()).throw(MemoryError("no room")))
+        patched.setattr(runner, "run", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
         with pytest.raises(MemoryError):
             engine.step()
     if then == "close":

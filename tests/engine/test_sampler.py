@@ -12,12 +12,15 @@ import torch
 import transformers
 from torch import Tensor
 
+from parrot_kernels import sampling as torch_sampling
+from parrot_kernels.torch_backend import TorchBackend
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine import sampler
 from parrot_workers.engine.detokenizer import Detokenizer
 from parrot_workers.engine.engine import Engine
-from parrot_workers.engine.noise import gumbel_noise
+from parrot_workers.engine.noise import noise_key
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
-from parrot_workers.engine.sampler import adjust, sample, warp
+from parrot_workers.engine.sampler import adjust, parameters
 from parrot_workers.engine.sequence import Sequence, seed_of
 
 VOCAB_SIZE = 50
@@ -33,6 +36,20 @@ def make_sequence(name: str = "s", output: list[int] = OUTPUT, **sampling: Any) 
     )  # fmt: skip
     sequence.token_ids += output
     return sequence
+
+
+def sample(logits: Tensor, sequences: list[Sequence]) -> list[int]:
+    ids: list[int] = sampler.sample(TorchBackend(), logits, sequences).tolist()
+    return ids
+
+
+def warp(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+    *how, _ = parameters(sequences, [0] * len(sequences), logits.device)
+    return torch_sampling.warp(logits, *how)
+
+
+def gumbel_noise(keys: list[tuple[int, int]], vocab_size: int) -> Tensor:
+    return torch_sampling.gumbel_noise(torch.tensor([noise_key(*key) for key in keys], dtype=torch.int32), vocab_size)
 
 
 def make_logits(rows: int = 1, seed: int = 0) -> Tensor:
@@ -153,9 +170,7 @@ def test_draws_differ_between_seeds_and_positions() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -6.0])
     count = 20_000
-    noise = gumbel_noise(
-        [(seed, position) for seed in range(count // 100) for position in range(100)], 5, logits.device
-    )
+    noise = gumbel_noise([(seed, position) for seed in range(count // 100) for position in range(100)], 5)
     drawn = torch.bincount((logits + noise).argmax(-1), minlength=5)
     expected = logits.softmax(-1) * count
     chi_square = float(((drawn - expected) ** 2 / expected).sum())
@@ -163,7 +178,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_noise_is_uniform_and_independent_across_tokens() -> None:
-    noise = gumbel_noise([(seed, 0) for seed in range(200)], 512, torch.device("cpu")).double()
+    noise = gumbel_noise([(seed, 0) for seed in range(200)], 512).double()
     uniform = torch.exp(-torch.exp(-noise))
     counts = torch.histc(uniform, 64, 0, 1)
     expected = uniform.numel() / 64

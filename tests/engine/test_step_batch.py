@@ -48,7 +48,8 @@ def test_buckets(buckets: list[int], size: int) -> None:
     padding = size - 8
     assert batch.ids.tolist()[8:] == [0] * padding
     assert batch.slots.tolist()[8:] == [-1] * padding
-    assert batch.rows.tolist() == [0, 5, 6, 7, *([0] * (size - 4) if padding else [])]
+    # What is captured for a bucket picks as many rows, whatever stands there.
+    assert batch.rows.tolist() == [0, 5, 6, 7, *([0] * (size - 4) if size in buckets else [])]
     assert batch.plan.num_tokens == size
 
 
@@ -65,3 +66,11 @@ def test_rows_are_fewer_than_tokens() -> None:
     assert (len(full.ids), len(full.rows)) == (32, 5)
     assert batch.rows.tolist() == [0, 5, 6, 7, 0]
     assert batch.rows.data_ptr() == full.rows.data_ptr()
+
+
+def test_ids_that_the_host_does_not_know() -> None:
+    buffers = StepBuffers(32, CPU, buckets=[4])
+    batch = buffers.fill([Span([0], 16, 1, [4, 7]), Span([0], 3, 1, [5])], torch.tensor([61, 62]))
+    assert batch.ids.tolist() == [61, 62, 0, 0]
+    assert batch.positions.tolist() == [16, 3, 0, 0]
+    assert buffers.fill([Span([9], 16, 1, [4, 7])]).ids.tolist() == [9, 0, 0, 0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch.distributed as dist
 
 from parrot_mq.errors import ConfigError, RankLost
 from parrot_mq.messages import SamplingParams
+from parrot_workers.engine import rank_process
 from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.engine.models.llama_shape import LlamaShape
@@ -140,3 +143,40 @@ def test_parts_make_up_the_whole(size: int) -> None:
         ConfigError, match=r"4 key-value heads cannot be split over tensor_parallel_size=8: use 1 or 2 or 4"
     ):
         Shard(0, 8).of(shape)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_leaving_on_gpus_waits_for_nobody_who_is_gone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hangs: bool
+) -> None:
+    gone, left = threading.Event(), threading.Event()
+
+    def destroy() -> None:
+        if hangs:
+            gone.wait(20)
+        left.set()
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
+    monkeypatch.setattr(rank_process, "LEAVE_TIMEOUT_S", 0.1)
+    with caplog.at_level(logging.WARNING):
+        rank_process._leave(torch.device("cuda:1"))
+    assert left.is_set() != hangs
+    assert ("another rank is gone" in caplog.text) == hangs
+    gone.set()
+    assert left.wait(20)
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
+def test_who_sums_on_what(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **more: asked.append((name, more["device_id"])))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    settings = rank_process.RankSettings(EngineSettings("model", device=device, tensor_parallel_size=2), 1, "/nowhere")
+    with rank_process.joined(settings, Shard(1, 2)):
+        pass
+    gpu = torch.device("cuda:2")
+    assert asked[:2] == ([gpu, (backend, gpu)] if backend == "nccl" else [(backend, None)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ class LlamaStep:
             rows.append(len(positions) - 1)
         n = len(positions)
         generator = torch.Generator().manual_seed(seed)
-        self.ids[:n] = torch.randint(self.shape.vocab, (n,), generator=generator)
+        self.ids[:n] = torch.randint(self.shape.vocab, (n,), generator=generator, device="cpu").to(self.ids.device)
         self.positions[:n], self.slots[:n] = torch.tensor(positions), torch.tensor(slots)
         self.rows[: len(rows)] = torch.tensor(rows)
         return n
@@ -118,6 +119,6 @@ class LlamaStep:
         """The static inputs, as ``Backend.capture`` wants them."""
         return [self.ids, self.positions, self.slots], [self.rows]
 
-    def full(self, kernels: Backend) -> Tensor:
+    def step(self, kernels: Backend, tokens: Sequence[Tensor], picked: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
         """The step to capture."""
-        return self.forward(kernels, self.ids, self.positions, self.slots, self.rows, AttentionPlan([], [], []))
+        return self.forward(kernels, *tokens, *picked, plan)

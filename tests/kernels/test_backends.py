@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan, Backend, KernelInputError
+from parrot_kernels.checks import check_plan
 from parrot_kernels.cpu.backend import CpuBackend
 from parrot_kernels.cpu.build import HEADERS, SOURCES
 from parrot_kernels.cpu.variant import Variant, supported_variants
@@ -22,6 +23,8 @@ from tests.kernels.attention_case import SHAPES, SYSTEM, AttentionCase
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 VARIANTS = [variant.value for variant in supported_variants()]
 DTYPES = list(TOLERANCE)
+MOSTLY_SHARED = [((("system", 30),), 480 + own, 1) for own in (1, 2, 17, 40, 3, 4, 5, 70, 33, 9)]
+"""One prefix is most of the work, so threads share its heads."""
 PATHS = st.sampled_from([(), SYSTEM, (*SYSTEM, ("tools", 4))])
 
 
@@ -88,8 +91,11 @@ def test_attention_of_any_batch(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(variant: str, dtype: torch.dtype) -> None:
-    case = AttentionCase(SHAPES["nested, two groups, and prefill"], (8, 2), 64, dtype)
+@pytest.mark.parametrize("sequences", [SHAPES["nested, two groups, and prefill"], MOSTLY_SHARED])
+def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(
+    variant: str, dtype: torch.dtype, sequences: list[tuple[tuple[tuple[str, int], ...], int, int]]
+) -> None:
+    case = AttentionCase(sequences, (8, 2), 64, dtype)
     kernel = functools.partial(
         compiled(variant).paged_attention, key_cache=case.key_cache, value_cache=case.value_cache
     )
@@ -304,7 +310,7 @@ def test_what_does_not_fit_is_refused(variant: str) -> None:
 )
 def test_plans_that_make_no_sense(query_lens: list[int], contexts: list[int], tables: list[list[int]]) -> None:
     with pytest.raises(KernelInputError):
-        AttentionPlan(query_lens, contexts, tables)
+        check_plan(AttentionPlan(query_lens, contexts, tables), 1, 1)  # as every backend does before it computes
 
 
 def test_a_plan_covers_every_key_of_every_row_once() -> None:

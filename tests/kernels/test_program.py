@@ -39,7 +39,7 @@ def captured(shape: str, dtype: torch.dtype, variant: str = VARIANTS[0]) -> tupl
         CpuBackend(Variant(variant)), SHAPES[shape], dtype,
         num_blocks=NUM_BLOCKS, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS,
     )  # fmt: skip
-    program = model.backend.capture(model.full, *model.inputs())
+    program = model.backend.capture(model.step, *model.inputs())
     assert program is not None
     return model, program
 
@@ -112,7 +112,7 @@ def test_it_computes_what_torch_computes(shape: str) -> None:
         theirs.copy_(ours)
     torch_model.fill(query_lens, contexts, tables)
     torch.testing.assert_close(actual, torch_model.eager(num_tokens, 3, plan), rtol=1e-4, atol=1e-4)
-    assert torch_model.backend.capture(torch_model.full, *torch_model.inputs()) is None
+    assert torch_model.backend.capture(torch_model.step, *torch_model.inputs()) is None
 
 
 def test_time_by_kind() -> None:
@@ -156,10 +156,8 @@ def _mixed(kernels: Backend, model: LlamaStep) -> Tensor:
     return kernels.add_rms_norm(hidden[:MAX_ROWS], kernels.gather(hidden, model.rows), model.norm, 1e-5)[0]
 
 
-def _two_plans(kernels: Backend, model: LlamaStep) -> Tensor:
-    for _ in range(2):
-        out = model.full(kernels)
-    return out
+def _another_plan(kernels: Backend, model: LlamaStep) -> Tensor:
+    return model.step(kernels, *model.inputs(), AttentionPlan([], [], [], num_rows=MAX_TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def _two_plans(kernels: Backend, model: LlamaStep) -> Tensor:
         (lambda kernels, model: model.norm, "not the result"),
         (_constant, "no row"),
         (_mixed, "no row"),
-        (_two_plans, "two attention plans"),
+        (_another_plan, "another attention plan"),
     ],
 )
 def test_what_would_be_left_out_is_refused(
@@ -183,10 +181,14 @@ def test_what_would_be_left_out_is_refused(
 ) -> None:
     model, _ = captured("plain", torch.bfloat16)
     assert isinstance(model.backend, CpuBackend)
+
+    def captured_step(kernels: Backend, *_: object) -> Tensor:
+        return step(kernels, model)
+
     with pytest.raises(KernelCaptureError, match=says):
-        Recorder(model.backend, *model.inputs()).record(lambda kernels: step(kernels, model))
+        Recorder(model.backend, *model.inputs()).record(captured_step)
     with caplog.at_level(logging.WARNING):
-        assert model.backend.capture(lambda kernels: step(kernels, model), *model.inputs()) is None
+        assert model.backend.capture(captured_step, *model.inputs()) is None
     assert [record.name for record in caplog.records] == ["parrot_kernels.cpu.backend"]
     assert "runs eagerly" in caplog.text
 
@@ -195,14 +197,14 @@ def test_a_dtype_that_is_not_compiled_runs_eagerly() -> None:
     model = LlamaStep(
         CpuBackend(), SHAPES["plain"], torch.float16, num_blocks=4, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS
     )
-    assert model.backend.capture(model.full, *model.inputs()) is None
+    assert model.backend.capture(model.step, *model.inputs()) is None
 
 
 def test_a_program_keeps_what_it_points_to() -> None:
     model = LlamaStep(
         CpuBackend(), SHAPES["plain"], torch.float32, num_blocks=NUM_BLOCKS, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS
     )
-    program = model.backend.capture(model.full, *model.inputs())
+    program = model.backend.capture(model.step, *model.inputs())
     assert program is not None
     plan = AttentionPlan([1], [5], [[0]])
     expected = program.run(model.fill([1], [5], [[0]]), 1, plan).clone()

@@ -118,7 +118,15 @@ def test_only_the_keys_file_makes_keys() -> None:
 
 def test_make_help_lists_the_two_commands() -> None:
     ran = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for command in ("make demo", "make test", "make test-redis8", "make bench-queue", "make format", "make clean"):
+    for command in (
+        "make demo",
+        "make test",
+        "make test-redis8",
+        "make bench-queue",
+        "make bench-gpu",
+        "make format",
+        "make clean",
+    ):
         assert command in ran.stdout
 
 

@@ -212,8 +212,9 @@ async def test_the_sim_engine_needs_no_torch(redis_url: str, tmp_path: Path) -> 
     [
         (["--host-kv-memory-gib", "0.25"], {"host_kv_memory_bytes": 2**28}),
         (["--tensor-parallel-size", "2"], {"tensor_parallel_size": 2}),
+        (["--kv-dtype", "fp8", "--memory-share", "0.7"], {"kv_dtype": "fp8", "memory_share": 0.7}),
     ],
-    ids=["host tier", "two ranks"],
+    ids=["host tier", "two ranks", "cache"],
 )
 def test_a_torch_engine_gets_its_options(
     monkeypatch: pytest.MonkeyPatch, more: list[str], wanted: dict[str, Any]

@@ -36,7 +36,9 @@ class Streamer(BaseStreamer):
 class GenerateSystem:
     def __init__(self, setup: Setup) -> None:
         torch.set_num_threads(setup.num_threads)
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=setup.dtype).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=setup.dtype)
+        self._model = model.to(setup.device).eval()
+        self._device = setup.device
         self._model.generation_config.eos_token_id = None
         self._max_num_seqs = setup.max_num_seqs
         self._waiting: list[tuple[int, list[int], int]] = []
@@ -58,8 +60,8 @@ class GenerateSystem:
         ids = [[PAD_ID] * (length - len(prompt)) + prompt for _, prompt, _ in batch]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for _, prompt, _ in batch]
         self._model.generate(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(mask),
+            torch.tensor(ids, device=self._device),
+            attention_mask=torch.tensor(mask, device=self._device),
             max_new_tokens=max(num_tokens for *_, num_tokens in batch),
             do_sample=False,
             pad_token_id=PAD_ID,

@@ -1,4 +1,7 @@
-"""transformers' continuous batching over its paged cache, with SDPA; it runs in a thread of its own."""
+"""transformers' continuous batching over its paged cache; it runs in a thread of its own.
+
+It takes flash attention where that is installed and the dtype allows it, else SDPA.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,29 @@ class ContinuousSystem:
         torch.set_num_threads(setup.num_threads)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             setup.folder, dtype=setup.dtype, attn_implementation="sdpa"
-        ).eval()
+        )
+        model = model.to(setup.device).eval()
+        # On a CPU 512 tokens a request are plenty; a GPU's requests may be as long as was said.
+        tokens_each = 512 if setup.device == "cpu" else setup.max_len
         self._manager = model.init_continuous_batching(
             transformers.GenerationConfig(do_sample=False, eos_token_id=NEVER_EOS, pad_token_id=0),
             ContinuousBatchingConfig(
                 page_size=PAGE_TOKENS,
-                num_blocks=setup.max_num_seqs * 512 // PAGE_TOKENS,
-                max_batch_tokens=512,
+                num_blocks=setup.max_num_seqs * tokens_each // PAGE_TOKENS,
+                max_batch_tokens=setup.max_batch_tokens,
                 max_requests_per_batch=setup.max_num_seqs,
+                auto_switch_to_flash=setup.dtype != "float32",
             ),
         )
+        self._attention = model.config._attn_implementation
+        if setup.device != "cpu":
+            self._manager.warmup()  # captures its CUDA graphs
         self._manager.start()
         self._seen: dict[str, int] = {}
 
     def describe(self) -> dict[str, str]:
-        return {"transformers": transformers.__version__, "torch": torch.__version__, "attention": "sdpa, paged"}
+        attention = f"{self._attention}, paged"
+        return {"transformers": transformers.__version__, "torch": torch.__version__, "attention": attention}
 
     def warm(self, prefix: list[int]) -> None:
         self.add(-1, prefix, 2)

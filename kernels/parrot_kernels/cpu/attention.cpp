@@ -9,7 +9,7 @@ namespace {
 
 template <class T>
 void run(const Attention<T>& attention, const Plan& plan, float* part_out, float* part_lse, int threads) {
-  const std::vector<Tile> tiles = tiles_of(plan, attention.fold());
+  const Tiles tiles(plan, attention.fold());
   std::atomic<int64_t> taken{0};
   Barrier barrier;
   AttentionRun shared{plan, tiles, part_out, part_lse, taken, barrier};

@@ -20,7 +20,7 @@ constexpr float NOTHING = -INFINITY;
 // What the threads that compute one attention share.
 struct AttentionRun {
   const Plan& plan;
-  const std::vector<Tile>& tiles;
+  const Tiles& tiles;
   float *part_out, *part_lse;   // [parts, heads, dim], [parts, heads]
   std::atomic<int64_t>& taken;  // items that some thread has begun; 0 at the start
   Barrier& barrier;
@@ -65,7 +65,7 @@ struct Attention {
   };
 
   void compute(const AttentionRun& run, const Item& item, Feed& feed) const {
-    const auto [piece, first_entry, last_entry] = item.tile;
+    const int32_t piece = item.tile.piece, first_entry = item.tile.first_entry, last_entry = item.tile.last_entry;
     const Plan& plan = run.plan;
     alignas(64) Word q[TILE_ROWS * MAX_DIM / Words::PER_WORD], p[TILE_ROWS * P_STRIDE];
     alignas(64) float s[TILE_ROWS * TILE_KEYS], o[TILE_ROWS * MAX_DIM];

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,9 +22,12 @@ from parrot_kernels.checks import (
     check_norm,
     check_plan,
     check_rope,
+    check_sampling,
+    with_contiguous_heads,
 )
 from parrot_kernels.cpu.build import build
 from parrot_kernels.cpu.library import (
+    OUTSIDE,
     SUFFIXES,
     Attention,
     Gather,
@@ -34,17 +37,19 @@ from parrot_kernels.cpu.library import (
     Operation,
     RmsNorm,
     Rope,
+    Sampling,
     SiluMul,
 )
 from parrot_kernels.cpu.plan import NativePlan
 from parrot_kernels.cpu.variant import Variant, supported_variants
 from parrot_kernels.cpu.weight_memory import WeightMemory
 from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
+from parrot_kernels.fp8 import FP8
 from parrot_kernels.linear import PackedLinear, check_input, check_weight
 from parrot_kernels.torch_backend import TorchBackend
 
 if TYPE_CHECKING:
-    from parrot_kernels.backend import Backend, CapturedStep
+    from parrot_kernels.backend import CapturedStep, Step
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +121,18 @@ class CpuBackend(TorchBackend):
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Rotate and store; the heads of a token must be contiguous (they are made so if not)."""
-        if query.dtype not in SUFFIXES:
-            return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
-        check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
-        query, key, value = _with_contiguous_heads(query), _with_contiguous_heads(key), _with_contiguous_heads(value)
+        if query.dtype in SUFFIXES:
+            check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
+        if query.dtype not in SUFFIXES or key_cache.dtype is FP8:
+            return super().rope_and_store(
+                query, key, value, cos, sin, slots, key_cache, value_cache, key_scale=key_scale, value_scale=value_scale
+            )
+        query, key, value = with_contiguous_heads(query), with_contiguous_heads(key), with_contiguous_heads(value)
         slots = slots.contiguous()
         if (cos.shape[1] and not cos.stride(1) == sin.stride(1) == 1) or cos.stride(0) != sin.stride(0):
             cos, sin = cos.contiguous(), sin.contiguous()
@@ -148,18 +159,20 @@ class CpuBackend(TorchBackend):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
-        check_attention(query, key_cache, value_cache)
-        _, heads, dim = query.shape
-        kv_heads = key_cache.shape[1]
+        check_attention(query, key_cache, value_cache, [FP8])
+        (_, heads, dim), kv_heads = query.shape, key_cache.shape[1]
         has_dims = dim in HEAD_DIMS and key_cache.shape == value_cache.shape
-        if query.dtype not in SUFFIXES or not has_dims or heads // kv_heads > MAX_FOLD:
+        if query.dtype not in SUFFIXES or key_cache.dtype is FP8 or not has_dims or heads // kv_heads > MAX_FOLD:
             check_plan(plan, query.shape[0], key_cache.shape[0])
             return super().paged_attention(
-                query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window
-            )
-        query = _with_contiguous_heads(query)
+                query, key_cache, value_cache, plan,
+                scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
+            )  # fmt: skip
+        query = with_contiguous_heads(query)
         out, lse = self._empty(query, query.shape[1:], query.dtype), self._empty(query, [heads], torch.float32)
         operation = Attention(
             query.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(), out.data_ptr(), lse.data_ptr(), heads,
@@ -239,10 +252,29 @@ class CpuBackend(TorchBackend):
         self._compute("linear", x.dtype, operation, [x], [packed], "" if dtype == x.dtype else SUFFIXES[dtype])
         return out
 
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Draw without a sort, a row by one thread; all tokens equal to the last one in ``top_p`` are kept."""
+        _, vocab = check_sampling(logits, temperature, top_k, top_p, min_p, keys)
+        ids = self._empty(logits, [], torch.int64)
+        operation = Sampling(
+            logits.data_ptr(), temperature.data_ptr(), top_p.data_ptr(), min_p.data_ptr(), top_k.data_ptr(),
+            keys.data_ptr(), ids.data_ptr(), logits.stride(0), vocab,
+        )  # fmt: skip
+        self._compute("sample", None, operation, [logits, temperature, top_k, top_p, min_p, keys], [])
+        return ids
+
     def capture(
-        self, step: Callable[[Backend], Tensor], tokens: Sequence[Tensor], picked: Sequence[Tensor]
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
     ) -> CapturedStep | None:
-        """Record a program, see ``parrot_kernels.cpu.recorder``."""
+        """Record a program, see ``parrot_kernels.cpu.recorder``; it takes any number of rows."""
         from parrot_kernels.cpu.recorder import Recorder  # which is a CpuBackend itself
 
         try:
@@ -281,16 +313,3 @@ class CpuBackend(TorchBackend):
             ctypes.addressof(operation), native.address, part_out.data_ptr(), part_lse.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
-
-
-OUTSIDE = {
-    "rope": "a slot outside the cache",
-    "gather": "an index outside the table",
-    "gather_packed": "an index outside the weight",
-}
-"""What an operation means when it refuses its indices."""
-
-
-def _with_contiguous_heads(x: Tensor) -> Tensor:
-    """Return ``x`` [tokens, heads, dim] such that only the stride between tokens is free."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

@@ -27,8 +27,8 @@ from parrot_kernels.errors import KernelBuildError
 SOURCES = ["program.cpp", "attention.cpp", "gemm.cpp", "elementwise.cpp", "plan.cpp", "pack.cpp"]
 """The one that takes longest first: they are compiled side by side."""
 HEADERS = [
-    "attention.h", "gemm.h", "linear.h", "narrow.h", "operations.h", "panels.h", "plan.h", "program.h", "rows.h",
-    "simd.h", "threads.h", "tiles.h", "transpose.h", "work.h",
+    "attention.h", "gemm.h", "linear.h", "narrow.h", "noise.h", "operations.h", "panels.h", "plan.h", "program.h",
+    "rows.h", "sampling.h", "simd.h", "threads.h", "tiles.h", "transpose.h", "work.h",
 ]  # fmt: skip
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno"]
 COMPILE_TIMEOUT_S = 120.0

@@ -77,6 +77,15 @@ class GatherPacked(Operation):
     _fields_ = [*_PACKED, ("index", POINTER), ("out", POINTER)]
 
 
+class Sampling(Operation):
+    """``Sampling`` of sampling.h."""
+
+    _fields_ = [
+        *[(name, POINTER) for name in ("logits", "temperature", "top_p", "min_p", "top_k", "keys", "ids")],
+        *[(name, INT64) for name in ("stride", "vocab")],
+    ]
+
+
 class Attention(Operation):
     """``Attention`` of attention.h."""
 
@@ -97,7 +106,7 @@ class Library:
             for name in ("rms_norm", "rope", "silu_mul", "linear", "gather_packed")
             for suffix in SUFFIXES.values()
         ]
-        kinds += ["linear_bf16_f32", "gather"]
+        kinds += ["linear_bf16_f32", "gather", "sample"]
         attentions = ["attention_f32", "attention_bf16"]
         try:
             library = ctypes.CDLL(str(path))
@@ -131,3 +140,11 @@ def _bind(library: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Any:
     function = getattr(library, f"parrot_{name}")
     function.restype, function.argtypes = restype, argtypes
     return function
+
+
+OUTSIDE = {
+    "rope": "a slot outside the cache",
+    "gather": "an index outside the table",
+    "gather_packed": "an index outside the weight",
+}
+"""What an operation means when it refuses its indices."""

@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "linear.h"
 #include "rows.h"
+#include "sampling.h"
 
 #define PARROT_ROW_OPERATIONS(X)                \
   X(rms_norm_f32, RmsNorm<float>)               \
@@ -18,7 +19,8 @@
   X(gather_packed_bf16, GatherPacked<bf16>)     \
   X(linear_f32, Linear<float, float>)           \
   X(linear_bf16, Linear<bf16, bf16>)            \
-  X(linear_bf16_f32, Linear<bf16, float>)
+  X(linear_bf16_f32, Linear<bf16, float>)       \
+  X(sample, Sampling)
 
 #define PARROT_ATTENTIONS(X)             \
   X(attention_f32, Attention<float>)     \

@@ -102,10 +102,10 @@ struct Fetch {
   }
 };
 
-// sums[ROWS, PANELS * PANEL] = x[ROWS, depth] times PANELS neighbouring panels.
+// sums[ROWS, PANELS * PANEL] = x[ROWS, depth] times PANELS neighbouring panels, added to what they are if it `resumes`.
 template <class W, int ROWS, int PANELS>
 void multiply_panels(const typename W::x_word* x, int64_t x_stride, const typename W::weight_word* panels,
-                     int64_t depth, Fetch next, float* sums) {
+                     int64_t depth, Fetch next, float* sums, bool resumes) {
   constexpr int VECS = PANELS * PANEL_VECS;
   constexpr int LINES = PANEL * sizeof(typename W::weight_word) / LINE_BYTES;
   const int64_t panel_words = depth * PANEL;
@@ -113,7 +113,7 @@ void multiply_panels(const typename W::x_word* x, int64_t x_stride, const typena
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECS; ++v) sum[r][v] = zero();
+    for (int v = 0; v < VECS; ++v) sum[r][v] = resumes ? load(sums + (r * VECS + v) * LANES) : zero();
 
   auto add_steps = [&](int64_t begin, int64_t end, int64_t ahead) {
     for (int64_t k = begin; k < end; ++k) {

@@ -23,8 +23,8 @@ struct Run {
   const Plan* plan;
   int threads;
   Barrier& barrier;
-  std::map<int64_t, std::vector<Tile>> tiles;  // by query heads of a KV head
-  float* scratch;                              // for the parts of any one attention
+  std::map<int64_t, Tiles> tiles;  // by query heads of a KV head
+  float* scratch;                  // for the parts of any one attention
 };
 
 class Step {
@@ -61,7 +61,7 @@ class AttentionStep final : public Step {
 
   bool prepare(Run& run) override {
     auto& tiles = run.tiles[attention_.fold()];
-    if (tiles.empty()) tiles = tiles_of(*run.plan, attention_.fold());
+    if (tiles.empty()) tiles = Tiles(*run.plan, attention_.fold());
     tiles_ = &tiles;
     taken_.store(0, std::memory_order_relaxed);
     return true;
@@ -78,7 +78,7 @@ class AttentionStep final : public Step {
 
  private:
   const Attention<T> attention_;
-  const std::vector<Tile>* tiles_ = nullptr;
+  const Tiles* tiles_ = nullptr;
   alignas(64) std::atomic<int64_t> taken_{0};
 };
 

@@ -8,8 +8,8 @@ other computation of torch between the operations is refused, for the program wo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from parrot_kernels.cpu.backend import CpuBackend
 from parrot_kernels.cpu.library import POINTER, SUFFIXES, Attention, Operation
 from parrot_kernels.cpu.program import Kind, Program, Rows
 from parrot_kernels.errors import KernelCaptureError
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import Step
 
 _KINDS = {
     "rms_norm": Kind.NORM, "rope": Kind.ROPE, "attention": Kind.ATTENTION, "silu_mul": Kind.SILU_MUL,
@@ -50,6 +53,7 @@ class Recorder(CpuBackend):
     def __init__(self, backend: CpuBackend, tokens: Sequence[Tensor], picked: Sequence[Tensor]) -> None:
         self.variant = backend.variant
         self.library = backend.library
+        self._tokens, self._picked = tokens, picked
         self._capacity = {Rows.TOKENS: tokens[0].shape[0], Rows.PICKED: picked[0].shape[0]}
         self._inputs = {tensor.data_ptr(): rows for rows in Rows for tensor in (tokens, picked)[rows]}
         self._owned: list[object] = [*tokens, *picked]
@@ -57,12 +61,12 @@ class Recorder(CpuBackend):
         self._recorded: list[_Recorded] = []
         self._phase = 0
         self._num_blocks = 0
-        self._plan: AttentionPlan | None = None
+        self._plan = AttentionPlan([], [], [], num_rows=self._capacity[Rows.TOKENS])
 
-    def record(self, step: Callable[[Recorder], Tensor]) -> Program:
+    def record(self, step: Step) -> Program:
         """Return what ``step`` computes as a program. Raises ``KernelCaptureError`` if one cannot be made of it."""
         with torch.inference_mode(), _OnlyViews():  # type: ignore[no-untyped-call]
-            result = step(self)
+            result = step(self, self._tokens, self._picked, self._plan)
         buffer = self._arena.find(result.data_ptr())
         if buffer is None or result.shape != buffer.tensor.shape or not result.is_contiguous():
             raise KernelCaptureError("what the step returns is not the result of an operation")
@@ -109,9 +113,8 @@ class Recorder(CpuBackend):
     def _attend(
         self, operation: Attention, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan
     ) -> None:
-        if self._plan not in (None, plan):
-            raise KernelCaptureError("a step with two attention plans")
-        self._plan = plan
+        if plan is not self._plan:
+            raise KernelCaptureError("a step with another attention plan than the one it is given")
         self._num_blocks = min(key_cache.shape[0], self._num_blocks or key_cache.shape[0])
         if self._rows_of(query) is not Rows.TOKENS:
             raise KernelCaptureError("attention of picked rows")

@@ -17,6 +17,8 @@ struct bf16 {
   uint16_t bits;
 };
 
+constexpr int SQRT_HALF_BITS = 0x3f3504f3;  // of sqrt(1/2) as a float32
+
 #if defined(__AVX512F__)
 
 constexpr int LANES = 16;
@@ -43,6 +45,13 @@ inline vec scale_by_power(vec x, vec n) {
 }
 // x * 2^n for whole n from -160 on; what is too small for a float32 is 0.
 inline vec scale_down(vec x, vec n) { return _mm512_scalef_ps(x, n); }
+// x as m * 2^n with m in [sqrt(1/2), sqrt(2)), x normal and above 0.
+inline vec split(vec x, vec& n) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(SQRT_HALF_BITS)), 23);
+  n = _mm512_cvtepi32_ps(exponent);
+  return _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23)));
+}
 inline vec lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 inline vec load(const bf16* p) {
@@ -89,6 +98,12 @@ inline vec scale_by_power(vec x, vec n) {
 }
 inline vec scale_down(vec x, vec n) {
   return where_less(n, set(-126.0f), zero(), scale_by_power(x, larger(set(-126.0f), n)));
+}
+inline vec split(vec x, vec& n) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i exponent = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
+  n = _mm256_cvtepi32_ps(exponent);
+  return _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
 }
 inline vec lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 
@@ -154,6 +169,25 @@ inline vec exp2_down(vec x) {
   y = fma(y, r, set(2.402264791363012e-1f));
   y = fma(y, r, set(6.931472028550421e-1f));
   return scale_down(fma(y, r, set(1.0f)), n);
+}
+
+// Natural logarithm to about 1e-7 of a normal x above 0. Source: Cephes, logf.
+inline vec log(vec x) {
+  vec n, m = split(x, n);  // x = m * 2^n, m around 1
+  vec r = m - set(1.0f), z = r * r;
+  vec y = set(7.0376836292e-2f);
+  y = fma(y, r, set(-1.1514610310e-1f));
+  y = fma(y, r, set(1.1676998740e-1f));
+  y = fma(y, r, set(-1.2420140846e-1f));
+  y = fma(y, r, set(1.4249322787e-1f));
+  y = fma(y, r, set(-1.6668057665e-1f));
+  y = fma(y, r, set(2.0000714765e-1f));
+  y = fma(y, r, set(-2.4999993993e-1f));
+  y = fma(y, r, set(3.3333331174e-1f));
+  y = y * r * z;
+  y = fma(n, set(-2.12194440e-4f), y);
+  y = fma(z, set(-0.5f), y);
+  return fma(n, set(0.693359375f), r + y);
 }
 
 inline vec tanh(vec x) { return set(1.0f) - set(2.0f) / (exp(x + x) + set(1.0f)); }

@@ -14,23 +14,50 @@ constexpr int BLOCK = 16;      // keys of a cache block
 constexpr int TILE_KEYS = 64;  // keys that are packed and multiplied at once
 constexpr int TILE_ROWS = 64;  // rows (query x head of one KV head) of an item
 
-// The tiles of rows of a plan's pieces, where a KV head has `fold` query heads; the last rows of a piece, which see the
-// most keys, first.
 struct Tile {
   int32_t piece, first_entry, last_entry;
+  int64_t cost;
 };
 
-inline std::vector<Tile> tiles_of(const Plan& plan, int64_t fold) {
-  const int32_t step = static_cast<int32_t>(std::max<int64_t>(1, TILE_ROWS / fold));
-  std::vector<Tile> tiles;
-  tiles.reserve(plan.pieces);
-  for (int32_t piece = 0; piece < plan.pieces; ++piece) {
-    const int32_t first = plan.row_start[piece], count = plan.row_start[piece + 1] - first;
-    for (int32_t i = (count - 1) / step * step; i >= 0; i -= step)
-      tiles.push_back({piece, first + i, first + std::min(i + step, count)});
+// The tiles of rows of a plan's pieces, where a KV head has `fold` query heads; the last rows of a piece, which see the
+// most keys, first.
+class Tiles {
+ public:
+  Tiles() = default;
+  Tiles(const Plan& plan, int64_t fold) {
+    const int32_t step = static_cast<int32_t>(std::max<int64_t>(1, TILE_ROWS / fold));
+    tiles_.reserve(plan.pieces);
+    for (int32_t piece = 0; piece < plan.pieces; ++piece) {
+      const int32_t first = plan.row_start[piece], count = plan.row_start[piece + 1] - first;
+      for (int32_t i = (count - 1) / step * step; i >= 0; i -= step) {
+        const int32_t entries = std::min(step, count - i);
+        const int64_t cost = plan.num_keys[piece] * std::max<int64_t>(entries * fold, READING_ROWS);
+        tiles_.push_back({piece, first + i, first + i + entries, cost});
+        cost_ += cost;
+      }
+    }
   }
-  return tiles;
-}
+
+  bool empty() const { return tiles_.empty(); }
+  int64_t size() const { return static_cast<int64_t>(tiles_.size()); }
+  const Tile& operator[](int64_t i) const { return tiles_[i]; }
+
+  // How many there are up to the last one whose heads `threads` threads should share, for one of them would still be at
+  // it when the others are done with all the rest. Pieces are in the order of their cost, so these come early.
+  int64_t num_large(int threads) const {
+    const int64_t share = SHARES * threads;
+    for (int64_t i = std::min(size(), 2 * share); i > 0; --i)
+      if (tiles_[i - 1].cost * share > cost_) return i;
+    return 0;
+  }
+
+ private:
+  static constexpr int64_t READING_ROWS = 16;  // rows that are multiplied in the time that reading a key takes
+  static constexpr int64_t SHARES = 4;         // of a thread: a tile that is more than one is large
+
+  std::vector<Tile> tiles_;
+  int64_t cost_ = 0;
+};
 
 struct Item {
   Tile tile;
@@ -51,7 +78,7 @@ inline void seen(const Plan& plan, int64_t piece, int64_t row, int64_t window, i
 class Feed {
  public:
   // `taken` counts the items that the `threads` threads have claimed. A page has `page_bytes`.
-  Feed(const Plan& plan, const std::vector<Tile>& tiles, std::atomic<int64_t>& taken, const void* keys,
+  Feed(const Plan& plan, const Tiles& tiles, std::atomic<int64_t>& taken, const void* keys,
        const void* values, int64_t kv_heads, int64_t page_bytes, int64_t window, int threads)
       : plan_(plan),
         tiles_(tiles),
@@ -60,7 +87,7 @@ class Feed {
         kv_heads_(kv_heads),
         page_bytes_(page_bytes),
         window_(window),
-        run_length_(static_cast<int64_t>(tiles.size()) < MIN_TILES * threads ? 1 : kv_heads) {
+        single_items_(tiles.num_large(threads) * kv_heads) {
     for (int64_t bytes = 0; bytes < AHEAD_BYTES; bytes += page_bytes) next_page();
   }
 
@@ -84,12 +111,11 @@ class Feed {
  private:
   static constexpr int64_t AHEAD_BYTES = 16384;  // of pages between the one that is fetched and the one that is read
   static constexpr int64_t MAX_CLAIMED = 16;
-  static constexpr int64_t MIN_TILES = 4;  // for each thread; with fewer it matters more that all have the same work
 
   // Take one more item; false if there are none.
   bool claim() {
-    if (run_ == 0 && !is_done_) number_ = taken_.fetch_add(run_ = run_length_, std::memory_order_relaxed);
-    is_done_ = is_done_ || number_ >= static_cast<int64_t>(tiles_.size()) * kv_heads_;
+    if (run_ == 0 && !is_done_) take_run();
+    is_done_ = is_done_ || number_ >= tiles_.size() * kv_heads_;
     if (is_done_) return false;
     const int64_t number = number_++;
     --run_;
@@ -103,6 +129,13 @@ class Feed {
     }
     item.first_key = item.first_key / TILE_KEYS * TILE_KEYS;
     return true;
+  }
+
+  void take_run() {
+    number_ = taken_.load(std::memory_order_relaxed);
+    do
+      run_ = number_ < single_items_ ? 1 : kv_heads_;
+    while (!taken_.compare_exchange_weak(number_, number_ + run_, std::memory_order_relaxed));
   }
 
   // Go on to the tile of keys after the one whose pages are all fetched; false while no item follows.
@@ -120,11 +153,12 @@ class Feed {
   }
 
   const Plan& plan_;
-  const std::vector<Tile>& tiles_;
+  const Tiles& tiles_;
   std::atomic<int64_t>& taken_;
   const char* caches_[2];
   const int64_t kv_heads_, page_bytes_, window_;
-  const int64_t run_length_;  // items that are taken at once: all heads of a tile, for their pages are neighbours
+  // Items are taken one by one up to here, then all heads of a tile at once, for their pages are neighbours.
+  const int64_t single_items_;
   Item items_[MAX_CLAIMED];
   int64_t claimed_ = 0, begun_ = 0;  // how many items
   int64_t run_ = 0, number_ = 0;     // what is left of the run, and its next item

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from parrot_kernels.gpu.interpreter import rounded
-from parrot_kernels.gpu.running_softmax import attend_keys, blocks_of, merge_parts
+from parrot_kernels.gpu.running_softmax import BLOCK, attend_keys, blocks_of, merge_parts
 
 ITEM_FIELDS: tl.constexpr = tl.constexpr(6)  # of work_list.Item
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -122,7 +122,13 @@ def _attend_item(
     """Attend in a tile of M packed rows: row ``entry * FOLD + i`` is query head ``kv_head * FOLD + i``."""
     packed = tl.arange(0, M)
     is_row = packed < num_entries * FOLD
-    row = tl.load(rows + tl.load(item) + packed // FOLD, mask=is_row, other=0)
+    # An item begins with a chain of loads, each of which takes long: nothing that could be asked for waits for another.
+    first_entry = tl.load(item)
+    table = blocks + tl.load(item + 2)
+    first_key = tl.load(item + 3)
+    num_keys = tl.load(item + 4)
+    ordinal = tl.load(item + 5)
+    row = tl.load(rows + first_entry + packed // FOLD, mask=is_row, other=0)
     position = tl.load(positions + row, mask=is_row, other=-1)
     head = kv_head * FOLD + packed % FOLD
     dims = tl.arange(0, DIM)
@@ -131,54 +137,64 @@ def _attend_item(
     q = tl.load(query + at[:, None] + dims[None, :], mask=is_row[:, None], other=0.0)
     if INTERPRETED:
         q = q.to(tl.float32)
-    table = blocks + tl.load(item + 2)
-    first_key = tl.load(item + 3)
     start = first_key
-    end = tl.minimum(first_key + tl.load(item + 4), tl.max(position, 0) + 1)
     if HAS_WINDOW:
         # Whole steps only, so that a row's sums are cut at the same keys whatever the window of its tile.
         lowest = tl.min(tl.where(is_row, position, 2147483647), 0) - window + 1
-        start += tl.maximum(lowest - first_key, 0) // KEYS * KEYS
-
-    maximum = tl.full([M], float("-inf"), tl.float32)
-    total = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, DIM], tl.float32)
+        start += tl.minimum(tl.maximum(lowest - first_key, 0), num_keys) // KEYS * KEYS
     # The block of each key of a step is loaded a step ahead: then the copies of keys and values that the compiler
     # issues ahead wait for no load.
-    block = blocks_of(table, start - first_key, end - first_key, KEYS)
+    table += (start - first_key) // BLOCK
+    block = blocks_of(table, KEYS)
+    end = tl.minimum(first_key + num_keys, tl.max(position, 0) + 1)
+    common = tl.minimum(end, tl.min(tl.where(is_row, position + 1, end), 0))  # all rows see the keys before it
+
+    # Of a narrow tile, the keys of a step lie in all warps, and their sum in one of them is a detour through shared
+    # memory: it is made once, in the end.
+    spread: tl.constexpr = M == 16
+    keys = key_cache + kv_head * (BLOCK * DIM)
+    values = value_cache + kv_head * (BLOCK * DIM)
+    maximum = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M, KEYS] if spread else [M], tl.float32)
+    acc = tl.zeros([M, DIM], tl.float32)
     # The same loop twice: only a `for` is pipelined, and some versions of the interpreter cannot run it to a bound that
     # was loaded (triton 3.6 with numpy 2.4).
     if INTERPRETED:
         key = start
         while key < end:
-            ahead = blocks_of(table, key + KEYS - first_key, end - first_key, KEYS)
+            table += KEYS // BLOCK
+            ahead = blocks_of(table, KEYS)
             maximum, total, acc = attend_keys(
-                q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
-                window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
+                q, position, maximum, total, acc, keys, values, block, key, end, common, scale, softcap, window,
+                KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, spread,
             )  # fmt: skip
             block = ahead
             key += KEYS
     else:
         for key in tl.range(start, end, KEYS):
-            ahead = blocks_of(table, key + KEYS - first_key, end - first_key, KEYS)
+            table += KEYS // BLOCK
+            ahead = blocks_of(table, KEYS)
             maximum, total, acc = attend_keys(
-                q, position, maximum, total, acc, key_cache, value_cache, block, key, end, kv_head, scale, softcap,
-                window, KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW,
+                q, position, maximum, total, acc, keys, values, block, key, end, common, scale, softcap, window,
+                KV_HEADS, DIM, KEYS, HAS_SOFTCAP, HAS_WINDOW, spread,
             )  # fmt: skip
             block = ahead
+    if spread:
+        total = tl.sum(total, 1)
 
+    count = tl.load(part_count + row, mask=is_row, other=0)
+    first_part = tl.load(part_start + row, mask=is_row, other=0)
     # A row that saw no key: 0 and -inf.
     acc = acc * (value_scale / tl.where(total > 0, total, 1.0))[:, None]
     log = maximum + tl.log2(tl.where(total > 0, total, 1.0))
-    count = tl.load(part_count + row, mask=is_row, other=0)
     place = row.to(tl.int64) * (KV_HEADS * FOLD) + head
     is_whole = is_row & (count <= 1)
     tl.store(out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_whole[:, None])
     tl.store(lse + place, log * LN_2, mask=is_whole)
     if tl.max(count, 0) > 1:
         is_part = is_row & (count > 1)
-        part = tl.load(part_start + row, mask=is_part, other=0).to(tl.int64) * (KV_HEADS * FOLD) + head
-        mine = part + tl.load(item + 5).to(tl.int64) * (KV_HEADS * FOLD)
+        part = first_part.to(tl.int64) * (KV_HEADS * FOLD) + head
+        mine = part + ordinal.to(tl.int64) * (KV_HEADS * FOLD)
         tl.store(part_out + (mine * DIM)[:, None] + dims[None, :], acc, mask=is_part[:, None])
         tl.store(part_lse + mine, log, mask=is_part)
         # What all threads of this program have stored is there before one of them counts it: the barrier orders the
@@ -190,7 +206,7 @@ def _attend_item(
         is_last = is_part & (arrived == count - 1)
         most = tl.max(tl.where(is_last, count, 0), 0)
         if most > 0:
-            acc, log = merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM)
+            acc, log = merge_parts(part_out, part_lse, part, count, most, is_last, M, KV_HEADS * FOLD, DIM, INTERPRETED)
             tl.store(
                 out + (place * DIM)[:, None] + dims[None, :], rounded(acc, out.dtype.element_ty), mask=is_last[:, None]
             )

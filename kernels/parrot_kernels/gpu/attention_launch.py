@@ -15,7 +15,7 @@ WIDE_ROWS = (32, 64, 128)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AttentionLaunch:
-    """``keys`` a step (a power of two, at least 16), and of the launch: programs a multiprocessor, warps a program,
+    """``keys`` a step (a power of two from 16 to 256), and of the launch: programs a multiprocessor, warps a program,
     buffers that steps of keys pass through (2: they are fetched while nothing is computed)."""
 
     keys: int
@@ -31,17 +31,22 @@ class AttentionLaunch:
 
     @classmethod
     def default(cls, shape: AttentionShape, wide: int) -> AttentionLaunch:
-        """Return what fits the shared memory of a Hopper GPU (227 KiB), with steps of 32 KiB of keys and values.
+        """Return what fits the registers and the shared memory of a Hopper GPU (64 Ki and 227 KiB).
 
-        Two steps are in flight. Tiles of one step of the tensor cores leave room for three programs, whose loads fill
-        the memory's pipe; wide ones take the registers of two.
+        That programs fit together matters, for one that has to wait for another to end begins its share late. Steps are
+        of 32 KiB of keys and values, of which two are in flight. Tiles of one step of the tensor cores leave room for
+        three programs, whose loads fill the memory's pipe; wide ones take the registers of two. An 8-bit cache has
+        steps of as many keys as a 16-bit one, which are half as long, so that three are in flight; to widen them takes
+        registers.
         """
-        keys = max(16, min(128, 32768 // (2 * shape.head_dim * shape.key_bytes)))
+        is_short = shape.key_bytes == 1
+        keys = max(16, min(128, 32768 // (2 * shape.head_dim * max(2, shape.key_bytes))))
         if wide <= 32:
-            return cls(keys, num_warps=4, num_stages=3, programs_per_processor=3 if wide == 16 else 2)
+            programs = 3 if wide == 16 and not is_short else 2
+            return cls(keys, num_warps=4, num_stages=3 + is_short, programs_per_processor=programs)
         if wide == 64:
-            return cls(keys, num_warps=4, num_stages=2, programs_per_processor=2)
-        return cls(keys, num_warps=8, num_stages=3, programs_per_processor=1)
+            return cls(keys, num_warps=4, num_stages=2 + is_short, programs_per_processor=2)
+        return cls(keys, num_warps=8, num_stages=3 + is_short, programs_per_processor=1)
 
 
 def problem_name(shape: AttentionShape, wide: int) -> str:

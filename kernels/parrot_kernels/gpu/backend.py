@@ -5,7 +5,11 @@ What the kernels do not take (float64, rows that do not fit a program, other hea
 
 from __future__ import annotations
 
+import functools
+import logging
 import subprocess
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +17,24 @@ from triton.errors import TritonError
 
 from parrot_kernels.attention_plan import AttentionPlan
 from parrot_kernels.checks import check_gate_up, check_norm, check_rope
-from parrot_kernels.errors import KernelBuildError
+from parrot_kernels.errors import KernelBuildError, KernelCaptureError, KernelInputError
+from parrot_kernels.gpu.calibration import calibrated_cost
+from parrot_kernels.gpu.graph_capture import CalledAgain, CudaGraphs, GraphCapture
+from parrot_kernels.gpu.graphed_step import GraphedStep
 from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.rms_norm import MAX_DIM, add_rms_norm, rms_norm
 from parrot_kernels.gpu.rope_and_store import rope_and_store
+from parrot_kernels.gpu.sampling import sample
+from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost, default_cost
 from parrot_kernels.gpu.silu_mul import silu_mul
+from parrot_kernels.gpu.step_plans import StepPlans
 from parrot_kernels.linear import PackedLinear, check_input
 from parrot_kernels.torch_backend import TorchBackend
+
+if TYPE_CHECKING:
+    from parrot_kernels.backend import CapturedStep, Step
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,15 +93,23 @@ class GpuBackend(TorchBackend):
         slots: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
+        *,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> Tensor:
         """Rotate and store; a slot behind the cache is left out."""
         if query.dtype not in DTYPES:
-            return super().rope_and_store(query, key, value, cos, sin, slots, key_cache, value_cache)
+            return super().rope_and_store(
+                query, key, value, cos, sin, slots, key_cache, value_cache, key_scale=key_scale, value_scale=value_scale
+            )
         check_rope(query, key, value, cos, sin, slots, key_cache, value_cache)
         query, key, value, cos, sin = (
             each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value, cos, sin)
         )
-        return rope_and_store(query, key, value, cos, sin, slots.contiguous(), key_cache, value_cache)
+        return rope_and_store(
+            query, key, value, cos, sin, slots.contiguous(), key_cache, value_cache,
+            key_scale=key_scale, value_scale=value_scale,
+        )  # fmt: skip
 
     def paged_attention(
         self,
@@ -98,9 +121,14 @@ class GpuBackend(TorchBackend):
         scale: float,
         softcap: float | None = None,
         window: int | None = None,
+        key_scale: float = 1.0,
+        value_scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend by the plan's pieces: head_dim 64 or 128, up to 64 query heads a KV head."""
-        return paged_attention(query, key_cache, value_cache, plan, scale=scale, softcap=softcap, window=window)
+        return paged_attention(
+            query, key_cache, value_cache, plan,
+            scale=scale, softcap=softcap, window=window, key_scale=key_scale, value_scale=value_scale,
+        )  # fmt: skip
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Gate; rows of [tokens, 2 * width] may be strided."""
@@ -120,3 +148,35 @@ class GpuBackend(TorchBackend):
         if packed.bias is not None:
             out += packed.bias
         return out.view(*x.shape[:-1], packed.out_features)
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
+    ) -> Tensor:
+        """Draw in one launch; all tokens equal to the last one in ``top_p`` are kept."""
+        return sample(logits, temperature, top_k, top_p, min_p, keys)
+
+    def capture(
+        self,
+        step: Step,
+        tokens: Sequence[Tensor],
+        picked: Sequence[Tensor],
+        *,
+        buckets: Sequence[int] = (),
+        max_context: int = 0,
+    ) -> CapturedStep | None:
+        """Capture CUDA graphs, see ``GraphedStep``; where kernels are interpreted, what only calls the step again."""
+        device, max_tokens = tokens[0].device, tokens[0].shape[0]
+        if not buckets:
+            return None
+        if max(buckets) > max_tokens:
+            raise KernelInputError(f"buckets of up to {max(buckets)} tokens, in buffers of {max_tokens}")
+        graphs: GraphCapture = CalledAgain()
+        cost_of: Callable[[AttentionShape], SharingCost] = default_cost
+        if device.type == "cuda":
+            graphs, cost_of = CudaGraphs(device), functools.partial(calibrated_cost, device=device)
+        plans = StepPlans(max(buckets), max_context, device, cost_of)
+        try:
+            return GraphedStep(self, step, tokens, picked, buckets=buckets, plans=plans, graphs=graphs)
+        except KernelCaptureError as error:
+            logger.warning("the model's step runs eagerly, which is slower: %s", error)
+            return None

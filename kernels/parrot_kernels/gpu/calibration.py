@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 
 import torch
 
 from parrot_kernels.attention_plan import BLOCK_SIZE
-from parrot_kernels.gpu.attention_bench import AttentionBench
+from parrot_kernels.gpu.attention_bench import AttentionBench, tree_tables
 from parrot_kernels.gpu.attention_launch import wide_rows
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.tuning import graph_replay_ms
+
+logger = logging.getLogger(__name__)
 
 Measure = Callable[[Callable[[], object]], float]
 """Returns the seconds that a call takes on the device."""
@@ -63,6 +67,17 @@ def calibrate(
     return fitted(shape, measured(shape, device, sizes or Sizes(), measure or replay_s))
 
 
+@functools.cache
+def calibrated_cost(shape: AttentionShape, device: torch.device) -> SharingCost:
+    """Return what ``calibrate`` measures, once a process; the defaults where its caches do not fit ``device``."""
+    try:
+        # The rates are those of bytes, whatever a cache's elements are.
+        return calibrate(dataclasses.replace(shape, key_bytes=2), device)
+    except torch.OutOfMemoryError as error:
+        logger.warning("what sharing prefixes costs is not measured, but guessed, for want of memory: %s", error)
+        return SharingCost()
+
+
 def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:
     """Return the rates that explain ``timings``."""
     t = timings
@@ -87,16 +102,17 @@ def fitted(shape: AttentionShape, timings: Timings) -> SharingCost:
 def measured(shape: AttentionShape, device: torch.device, sizes: Sizes, measure: Measure) -> Timings:
     """Run the batches."""
     bench = AttentionBench(shape, sizes.sequences * sizes.keys // BLOCK_SIZE, device)
-    own, same, short = bench.own_blocks(sizes.keys), [range(sizes.keys // BLOCK_SIZE)], bench.own_blocks(BLOCK_SIZE)
+    own, short = tree_tables([sizes.sequences], [sizes.keys]), tree_tables([sizes.short_sequences], [BLOCK_SIZE])
+    same = tree_tables([1, sizes.sequences], [sizes.keys, 0])
     wide = wide_rows(shape, sizes.rows * shape.fold)
     # As if there were multiprocessors without end and parts for nothing: the shortest ranges.
     parts = SharingCost(part_s=0.0, item_s=0.0, share=False)
     empty = bench.batch([])
     once = bench.batch(own, split_keys=False)
-    again = bench.batch(same * sizes.sequences, split_keys=False)
-    together = bench.batch(same * sizes.rows, SharingCost(), wide=wide)
+    again = bench.batch(same, split_keys=False)
+    together = bench.batch(tree_tables([1, sizes.rows], [sizes.keys, 0]), SharingCost(share=True), wide=wide)
     split = bench.batch(own, parts, processors=1 << 20)
-    few = bench.batch(short[: sizes.short_sequences])
+    few = bench.batch(short)
     empty_s, own_s, same_s, wide_s, split_s, short_s = (
         measure(batch.run) for batch in (empty, once, again, together, split, few)
     )

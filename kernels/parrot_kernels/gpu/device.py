@@ -21,6 +21,12 @@ def num_sms(device: torch.device) -> int:
     return count
 
 
+@functools.cache
+def has_fp8(device: torch.device) -> bool:
+    """Return whether the device converts float8: GPUs before Ada and Hopper cannot."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Make the device of ``tensor`` current: Triton launches on the current one, wherever the pointers lie."""
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -20,10 +21,14 @@ from parrot_kernels.gpu.attention_launch import AttentionLaunch, wide_rows
 from parrot_kernels.gpu.device import num_sms
 from parrot_kernels.gpu.plan_change import BlocksRead, Change
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
+from parrot_kernels.gpu.stand_in_plan import StandInPlan
 from parrot_kernels.gpu.work_list import Item, Tiling, WorkList
+from parrot_kernels.gpu.workspace import Workspace
 
 ALIGNMENT = 32
 """Numbers: 128 bytes, a line of the caches."""
+READ_AHEAD = 32
+"""Numbers behind the last block that the kernel may read, without looking at them: two steps of up to 256 keys."""
 SLACK_BLOCKS = 16
 """Blocks a sequence should be able to grow by before its plan is cut, and so balanced, again: for ``Tiling.slack``."""
 INVARIANT_ROWS = 64
@@ -66,8 +71,7 @@ class DevicePlan:
     """The plan of a step where the kernel reads it, with the workspace of the kernel.
 
     One step at a time: the tensors are read by the launches of a step, in the order of a stream, and ``update`` writes
-    them on the same stream. Not for several threads at once. ``part_out`` [parts, heads, dim] and ``part_lse`` hold
-    parts for the time of a launch; ``arrivals`` [rows, heads] is zero between launches.
+    them on the same stream. Not for several threads at once.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class DevicePlan:
         *,
         cost: SharingCost | None = None,
         launch: AttentionLaunch | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         shape = tiling.shape
         self.tiling = tiling
@@ -92,7 +97,7 @@ class DevicePlan:
             "part_count": capacity.rows,
             "items": capacity.items * len(Item._fields),
             "rows": capacity.entries,
-            "blocks": capacity.blocks,
+            "blocks": capacity.blocks + READ_AHEAD,
         }
         *starts, total = itertools.accumulate(map(_aligned, sizes.values()), initial=0)
         self._starts = dict(zip(sizes, starts, strict=True))
@@ -102,14 +107,12 @@ class DevicePlan:
         self.num_items, self.positions, self.part_start, self.part_count, self.items, self.rows, self.blocks = (
             self._numbers[start:] for start in starts
         )
-        self.arrivals = torch.zeros(capacity.rows * shape.heads, dtype=torch.int32, device=device)
-        self.part_out = torch.empty(capacity.parts, shape.heads, shape.head_dim, dtype=torch.float32, device=device)
-        self.part_lse = torch.empty(capacity.parts, shape.heads, dtype=torch.float32, device=device)
+        self.workspace = workspace or Workspace.of(shape, rows=capacity.rows, parts=capacity.parts, device=device)
         self._device = device
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._read: BlocksRead | None = None
-        self.num_blocks = 0
-        """The cache must have at least as many blocks."""
+        self._num_blocks = 0  # as many blocks the caches must have at least
+        self._cache_blocks = sys.maxsize  # of the smallest cache that was read by it
 
     @classmethod
     def of(
@@ -118,16 +121,24 @@ class DevicePlan:
         """Return what was made of (or bound to) ``plan`` before, or make one that holds just it."""
         plans = _plans(plan)
         if shape not in plans:
-            cost = cost or SharingCost()
-            tiling = Tiling(shape, _wide_for(plan, shape, cost), num_sms(device))
-            work = WorkList.of(plan, tiling, cost)
-            made = cls(tiling, Capacity.of(work), device, cost=cost)
-            made.load(plan, work)
-            plans[shape] = made
+            plans[shape] = (
+                plan.device_plan(shape) if isinstance(plan, StandInPlan) else cls._just(plan, shape, device, cost)
+            )
         return plans[shape]
 
+    @classmethod
+    def _just(
+        cls, plan: AttentionPlan, shape: AttentionShape, device: torch.device, cost: SharingCost | None
+    ) -> DevicePlan:
+        cost = cost or SharingCost()
+        tiling = Tiling(shape, wide_rows_for(plan, shape, cost), num_sms(device))
+        work = WorkList.of(plan, tiling, cost)
+        made = cls(tiling, Capacity.of(work), device, cost=cost)
+        made.load(plan, work)
+        return made
+
     def bind(self, plan: AttentionPlan) -> None:
-        """Let launches for ``plan``, of this shape, read this plan, whatever it will hold: to capture a graph over."""
+        """Let launches for ``plan``, of this shape, read this plan, whatever it will hold."""
         _plans(plan)[self.tiling.shape] = self
 
     @property
@@ -138,20 +149,24 @@ class DevicePlan:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return sum(each.nbytes for each in (self._numbers, self.arrivals, self.part_out, self.part_lse))
+        return self._numbers.nbytes + self.workspace.nbytes
 
     def update(self, plan: AttentionPlan) -> Change:
         """Make this the plan of the next step; return what that took. Waits for no work but copies of an update before.
 
-        Raises ``KernelInputError`` if the batch is too large.
+        Raises ``KernelInputError`` if the batch is too large, or for other caches than those that are read.
         """
-        read = BlocksRead(plan)
-        grown = self._read.growth(read) if self._read is not None else None
-        if grown is None or not self._grow(grown):
-            self.load(plan, self._cut(plan))
-            return Change.CUT
-        self._read = read
-        self.num_blocks = plan.num_blocks
+        change = self.advance(plan)
+        if change is None:
+            self.cut(plan)
+        return change or Change.CUT
+
+    def advance(self, plan: AttentionPlan) -> Change | None:
+        """Do so if it can be done without cutting ``plan``; None if not."""
+        grown = self._read.growth(plan) if self._read is not None else None
+        if self._read is None or grown is None or not self._grow(grown):
+            return None
+        self._read.advance(plan, grown)
         self._write("positions", plan.positions)
         if grown:
             self._copy(self._used)
@@ -159,7 +174,24 @@ class DevicePlan:
         self._copy(self._starts["part_start"])  # what comes before it
         return Change.POSITIONS
 
-    def _cut(self, plan: AttentionPlan) -> WorkList:
+    def cut(self, plan: AttentionPlan) -> None:
+        """Do so, whatever the step before was."""
+        self.load(plan, self._work(plan))
+
+    def check_cache(self, num_blocks: int) -> None:
+        """Note that a cache of ``num_blocks`` is read by this plan, and will be by later ones.
+
+        Raises ``KernelInputError`` if it lacks blocks.
+        """
+        self._cache_blocks = min(self._cache_blocks, num_blocks)
+        self._check_blocks(self._num_blocks)
+
+    def _check_blocks(self, num_blocks: int) -> None:
+        if num_blocks > self._cache_blocks:
+            raise KernelInputError(f"a plan for {num_blocks} blocks, with {self._cache_blocks}")
+        self._num_blocks = num_blocks
+
+    def _work(self, plan: AttentionPlan) -> WorkList:
         """Cut ``plan`` such that it fits, without sharing or splits if need be."""
         unsplit = dataclasses.replace(self.tiling, split_keys=False)
         attempts = [(self.tiling, self.cost)]
@@ -174,10 +206,10 @@ class DevicePlan:
 
     def load(self, plan: AttentionPlan, work: WorkList) -> None:
         """Make ``work``, which was cut from ``plan`` and fits, that of the next step."""
+        self._check_blocks(plan.num_blocks)
         self._wait()
         self._tails = dict(work.tails)
         self._read = BlocksRead(plan)
-        self.num_blocks = plan.num_blocks
         self._write("num_items", [len(work.items)])
         self._write("positions", plan.positions)
         self._write("part_start", work.part_start)
@@ -192,15 +224,20 @@ class DevicePlan:
         """Add blocks at the ends of sequences, given by their first rows; return whether there was room for all."""
         if any(row not in self._tails or len(blocks) > self._tails[row].spare for row, blocks in grown.items()):
             return False
+        if grown:
+            blocks = list(itertools.chain.from_iterable(grown.values()))
+            if min(blocks) < 0:
+                raise KernelInputError("a negative block in a block table")
+            self._check_blocks(max(self._num_blocks, max(blocks) + 1))
         self._wait()
-        for row, blocks in grown.items():
+        for row, added in grown.items():
             tail = self._tails[row]
             start = self._starts["blocks"] + tail.end
-            self._values[start : start + len(blocks)] = blocks
+            self._values[start : start + len(added)] = added
             for item in tail.items:
                 field = self._starts["items"] + item * len(Item._fields) + Item._fields.index("num_keys")
-                self._values[field] += len(blocks) * BLOCK_SIZE
-            self._tails[row] = tail._replace(end=tail.end + len(blocks), spare=tail.spare - len(blocks))
+                self._values[field] += len(added) * BLOCK_SIZE
+            self._tails[row] = tail._replace(end=tail.end + len(added), spare=tail.spare - len(added))
         return True
 
     def _wait(self) -> None:
@@ -225,7 +262,7 @@ def _plans(plan: AttentionPlan) -> dict[AttentionShape, DevicePlan]:
     return plan.native
 
 
-def _wide_for(plan: AttentionPlan, shape: AttentionShape, cost: SharingCost) -> int:
+def wide_rows_for(plan: AttentionPlan, shape: AttentionShape, cost: SharingCost) -> int:
     """Return the rows of wide tiles that the largest piece asks for; always the same if the plan does not share."""
     if not plan.share:
         return wide_rows(shape, INVARIANT_ROWS)

@@ -1,4 +1,4 @@
-"""Noise that turns an arg-max into a draw, made where it is used; see ``parrot_workers.engine.noise`` for its twin."""
+"""Noise that turns an arg-max into a draw, made where it is used; see ``parrot_kernels.sampling`` for its twin."""
 
 from __future__ import annotations
 

@@ -27,6 +27,9 @@ def rope_and_store(
     key_cache: Tensor,
     value_cache: Tensor,
     launch: Launch | None = None,
+    *,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> Tensor:
     """Rotate, store, and return the rotated query [tokens, heads, dim].
 
@@ -44,7 +47,7 @@ def rope_and_store(
         _rope_and_store[tokens, triton.cdiv(heads, tile) + 2 * triton.cdiv(kv_heads, tile)](
             query, key, value, cos, sin, slots, out, key_cache, value_cache,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-            cos.stride(0), sin.stride(0), num_blocks * block_size, heads, kv_heads,
+            cos.stride(0), sin.stride(0), num_blocks * block_size, heads, kv_heads, 1 / key_scale, 1 / value_scale,
             BLOCK_SIZE=block_size, DIM=dim, VALUE_DIM=value_dim, HALF=half, HEADS=tile, num_warps=launch.num_warps,
         )  # fmt: skip
     return out
@@ -72,6 +75,8 @@ def _rope_and_store(
     num_slots: tl.tensor,
     heads: tl.tensor,
     kv_heads: tl.tensor,
+    key_factor: tl.tensor,
+    value_factor: tl.tensor,
     BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -89,7 +94,7 @@ def _rope_and_store(
         head = tile * HEADS + tl.arange(0, HEADS)
         _rotate(
             query_ptr + token * query_stride, query_head_stride, out_ptr + token * heads * DIM, DIM,
-            head, heads, cos_ptr, sin_ptr, DIM, HALF,
+            head, heads, cos_ptr, sin_ptr, 1.0, DIM, HALF,
         )  # fmt: skip
     else:
         slot = tl.load(slots_ptr + token)
@@ -101,13 +106,13 @@ def _rope_and_store(
                 head = tile * HEADS + tl.arange(0, HEADS)
                 _rotate(
                     key_ptr + token * key_stride, key_head_stride, key_cache_ptr + row * DIM, BLOCK_SIZE * DIM,
-                    head, kv_heads, cos_ptr, sin_ptr, DIM, HALF,
+                    head, kv_heads, cos_ptr, sin_ptr, key_factor, DIM, HALF,
                 )  # fmt: skip
             else:
                 head = (tile - kv_tiles) * HEADS + tl.arange(0, HEADS)
                 _copy(
                     value_ptr + token * value_stride, value_head_stride, value_cache_ptr + row * VALUE_DIM,
-                    BLOCK_SIZE * VALUE_DIM, head, kv_heads, 0, VALUE_DIM,
+                    BLOCK_SIZE * VALUE_DIM, head, kv_heads, value_factor, 0, VALUE_DIM,
                 )  # fmt: skip
 
 
@@ -121,10 +126,14 @@ def _rotate(
     heads: tl.tensor,
     cos_ptr: tl.tensor,
     sin_ptr: tl.tensor,
+    factor: tl.tensor,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
 ) -> None:
-    """Rotate the heads ``head`` < ``heads`` of one token, which are ``stride`` apart: dimension i with HALF + i."""
+    """Rotate the heads ``head`` < ``heads`` of one token, which are ``stride`` apart: dimension i with HALF + i.
+
+    What is stored is multiplied by ``factor``, which is 1 unless that is float8.
+    """
     if HALF > 0:
         i = tl.arange(0, triton.next_power_of_2(HALF))[None, :]
         mask = (head < heads)[:, None] & (i < HALF)
@@ -134,10 +143,11 @@ def _rotate(
         first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
         second = tl.load(source + HALF, mask=mask, other=0.0).to(tl.float32)
         target = target_ptr + head[:, None] * target_stride + i
-        tl.store(target, rounded(first * cos - second * sin, target_ptr.dtype.element_ty), mask=mask)
-        tl.store(target + HALF, rounded(second * cos + first * sin, target_ptr.dtype.element_ty), mask=mask)
+        turned_first, turned_second = (first * cos - second * sin) * factor, (second * cos + first * sin) * factor
+        tl.store(target, rounded(turned_first, target_ptr.dtype.element_ty), mask=mask)
+        tl.store(target + HALF, rounded(turned_second, target_ptr.dtype.element_ty), mask=mask)
     if 2 * HALF < DIM:
-        _copy(source_ptr, source_stride, target_ptr, target_stride, head, heads, 2 * HALF, DIM)
+        _copy(source_ptr, source_stride, target_ptr, target_stride, head, heads, factor, 2 * HALF, DIM)
 
 
 @triton.jit
@@ -148,11 +158,14 @@ def _copy(
     target_stride: tl.tensor,
     head: tl.tensor,
     heads: tl.tensor,
+    factor: tl.tensor,
     START: tl.constexpr,
     END: tl.constexpr,
 ) -> None:
-    """Copy the dimensions START to END of the heads ``head`` < ``heads`` of one token."""
+    """Copy the dimensions START to END of the heads ``head`` < ``heads`` of one token; times ``factor`` to float8."""
     i = START + tl.arange(0, triton.next_power_of_2(END - START))[None, :]
     mask = (head < heads)[:, None] & (i < END)
     values = tl.load(source_ptr + head[:, None] * source_stride + i, mask=mask)
+    if target_ptr.dtype.element_ty != source_ptr.dtype.element_ty:
+        values = rounded(values.to(tl.float32) * factor, target_ptr.dtype.element_ty)
     tl.store(target_ptr + head[:, None] * target_stride + i, values, mask=mask)

@@ -13,15 +13,12 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def blocks_of(
-    table: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    KEYS: tl.constexpr,
-) -> tl.tensor:
-    """Return the block [KEYS] of each key from ``first`` on, numbers within the item's range; 0 from ``end`` on."""
-    number = first + tl.arange(0, KEYS)
-    return tl.load(table + number // BLOCK, mask=number < end, other=0)
+def blocks_of(table: tl.tensor, KEYS: tl.constexpr) -> tl.tensor:
+    """Return the block [KEYS] of each key from the first one of the block at ``table`` on.
+
+    Whatever stands in the list behind the blocks of an item is read too: its keys are not.
+    """
+    return tl.load(table + tl.arange(0, KEYS) // BLOCK)
 
 
 @triton.jit
@@ -31,12 +28,12 @@ def attend_keys(
     maximum: tl.tensor,
     total: tl.tensor,
     acc: tl.tensor,
-    key_cache: tl.tensor,
-    value_cache: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
     block: tl.tensor,
     key: tl.tensor,
     end: tl.tensor,
-    kv_head: tl.tensor,
+    common: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
     window: tl.tensor,
@@ -45,36 +42,44 @@ def attend_keys(
     KEYS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    SPREAD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Add the keys from ``key`` on, up to ``KEYS`` and before ``end``, to the running softmax of the rows.
 
-    ``block`` [KEYS] is the block of each. ``total`` and ``acc`` are relative to 2 ** ``maximum``, the highest score so
-    far (-inf: none).
+    ``keys`` and ``values`` are those of a KV head in block 0, ``block`` [KEYS] the block of each. ``key`` is a multiple
+    of the block size. All rows see the keys before ``common``. ``total`` [M] and ``acc`` [M, DIM] are relative to
+    2 ** ``maximum``, the highest score so far (-inf: none); if ``SPREAD``, ``total`` [M, KEYS] is still to be summed.
     """
-    number = key + tl.arange(0, KEYS)
+    lane = tl.arange(0, KEYS)
+    number = key + lane
     is_key = number < end
-    line = ((block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK + number % BLOCK) * DIM
-    dims = tl.arange(0, DIM)
+    # Written so that an address costs one multiplication: addresses can be half of the instructions of a step.
+    line = block.to(tl.int64) * (KV_HEADS * BLOCK * DIM)
+    within = (lane % BLOCK * DIM)[:, None] + tl.arange(0, DIM)[None, :]
     # Behind `end` lies what nobody has written yet, perhaps NaN: it is not read, for 0 * NaN is NaN.
-    k = tl.load(key_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
-    v = tl.load(value_cache + line[:, None] + dims[None, :], mask=is_key[:, None], other=0.0)
+    k = tl.load(keys + line[:, None] + within, mask=is_key[:, None], other=0.0)
+    v = tl.load(values + line[:, None] + within, mask=is_key[:, None], other=0.0)
     k = k.to(q.dtype)  # from fp8, and to float32 in the interpreter, whose arithmetic in bfloat16 is wrong
     v = v.to(q.dtype)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if HAS_SOFTCAP:  # softcap * tanh(scale * scores / softcap), of which Triton has no tanh
         power = tl.exp2(scores * (2.0 * LOG2_E * scale / softcap))
-        scores = (1.0 - 2.0 / (power + 1.0)) * (softcap * LOG2_E)
+        scores = 1.0 - 2.0 / (power + 1.0)
+        factor = softcap * LOG2_E
     else:
-        scores = scores * (scale * LOG2_E)
-    is_seen = (number[None, :] <= position[:, None]) & is_key[None, :]
+        factor = scale * LOG2_E
+    last = tl.minimum(position, end - 1)
     if HAS_WINDOW:
-        is_seen = is_seen & (number[None, :] > position[:, None] - window)
-    scores = tl.where(is_seen, scores, float("-inf"))
-    highest = tl.maximum(maximum, tl.max(scores, 1))
+        is_seen = (number[None, :] <= last[:, None]) & (number[None, :] > position[:, None] - window)
+        scores = tl.where(is_seen, scores, float("-inf"))
+    elif key + KEYS > common:  # seldom, and a mask is a third of the work besides the products
+        scores = tl.where(number[None, :] <= last[:, None], scores, float("-inf"))
+    # The factor is positive, so it can wait for the difference, where it is part of one multiply-add.
+    highest = tl.maximum(maximum, tl.max(scores, 1) * factor)
     floor = tl.where(highest == float("-inf"), 0.0, highest)  # -inf - -inf is NaN
-    weights = tl.exp2(scores - floor[:, None])
+    weights = tl.exp2(scores * factor - floor[:, None])
     shrink = tl.exp2(maximum - floor)
-    total = total * shrink + tl.sum(weights, 1)
+    total = total * shrink[:, None] + weights if SPREAD else total * shrink + tl.sum(weights, 1)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return highest, total, acc
 
@@ -90,28 +95,53 @@ def merge_parts(
     M: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return (out [M, DIM], lse [M] in base 2) of the rows ``is_last``, from their ``count`` <= ``most`` parts."""
-    dims = tl.arange(0, DIM)
     maximum = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM], tl.float32)
-    number = 0
-    while number < most:
-        is_there = is_last & (number < count)
-        at = part + number * HEADS
-        # From the second-level cache: the first-level one knows nothing of what other multiprocessors write.
-        log = tl.load(part_lse + at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
-        value = tl.load(
-            part_out + (at * DIM)[:, None] + dims[None, :], mask=is_there[:, None], other=0.0, cache_modifier=".cg"
-        )
-        highest = tl.maximum(maximum, log)
-        floor = tl.where(highest == float("-inf"), 0.0, highest)
-        shrink = tl.exp2(maximum - floor)
-        weight = tl.exp2(log - floor)
-        acc = acc * shrink[:, None] + value * weight[:, None]
-        total = total * shrink + weight
-        maximum = highest
-        number += 1
+    # Twice the same, as in the kernel. As many parts are fetched ahead as take the place of a step of keys.
+    if INTERPRETED:
+        number = 0
+        while number < most:
+            is_there = is_last & (number < count)
+            maximum, total, acc = _add_part(
+                part_out, part_lse, part + number * HEADS, is_there, maximum, total, acc, DIM
+            )
+            number += 1
+    else:
+        for number in tl.range(0, most, num_stages=2 if M > 32 else 1 + 64 // M):
+            is_there = is_last & (number < count)
+            maximum, total, acc = _add_part(
+                part_out, part_lse, part + number * HEADS, is_there, maximum, total, acc, DIM
+            )
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     return acc, maximum + tl.log2(tl.where(total > 0, total, 1.0))
+
+
+@triton.jit
+def _add_part(
+    part_out: tl.tensor,
+    part_lse: tl.tensor,
+    at: tl.tensor,
+    is_there: tl.tensor,
+    maximum: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Add the part ``at`` of each row, where it is there, to the running sums."""
+    dims = tl.arange(0, DIM)
+    # What others wrote is visible by the acquire before. Past the first-level cache, for nobody reads it again.
+    log = tl.load(part_lse + at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+    value = tl.load(
+        part_out + (at * DIM)[:, None] + dims[None, :], mask=is_there[:, None], other=0.0, cache_modifier=".cg"
+    )
+    highest = tl.maximum(maximum, log)
+    floor = tl.where(highest == float("-inf"), 0.0, highest)
+    shrink = tl.exp2(maximum - floor)
+    weight = tl.exp2(log - floor)
+    # Which product is rounded is said, for tiles of any size must come to the same bits.
+    acc = tl.fma(value, weight[:, None], acc * shrink[:, None])
+    return highest, tl.fma(total, shrink, weight), acc

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parrot_kernels.errors import KernelInputError
+from parrot_kernels.checks import check_sampling
 from parrot_kernels.gpu.device import num_sms, on_device_of
 from parrot_kernels.gpu.gumbel import gumbel_noise
 from parrot_kernels.gpu.launch import Launch, launch_for
@@ -47,12 +47,12 @@ def sample(
     all; ``keys`` int32 [rows, 2], whatever makes the noise differ from row to row and step to step. They apply in that
     order. Tokens that tie with the last one allowed are allowed. NaN is never drawn unless a row holds nothing else.
 
-    The noise is ``parrot_workers.engine.noise``'s, and the token that which the engine's torch sampler draws, with
-    these differences, all of rounding: two tokens whose noisy logits tie to the last bits may change places, and so may
+    The noise is that of the torch twin, ``parrot_kernels.sampling``, and the token that which it draws, with these
+    differences, all of rounding: two tokens whose noisy logits tie to the last bits may change places, and so may
     one whose preceding probability is ``top_p`` to the last bits; of tokens equal to the last one in ``top_p``, torch
     keeps some, this all. Raises ``KernelInputError``.
     """
-    rows, vocab = _check(logits, temperature, top_k, top_p, min_p, keys)
+    rows, vocab = check_sampling(logits, temperature, top_k, top_p, min_p, keys)
     device = logits.device
     launch = launch or launch_for(device, "sampling", vocab)
     splits = max(1, min(num_sms(device) // max(rows, 1), triton.cdiv(vocab, launch.block)))
@@ -72,27 +72,8 @@ def sample(
     return ids
 
 
-def _check(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor
-) -> tuple[int, int]:
-    if logits.ndim != 2 or not logits.shape[1] or logits.dtype != torch.float32 or logits.stride(1) != 1:
-        raise KernelInputError(
-            f"want logits [rows, vocab] in float32 with contiguous rows, not {logits.dtype} {tuple(logits.shape)}"
-        )
-    rows, vocab = logits.shape
-    for name, tensor, shape, dtype in [
-        ("temperature", temperature, (rows,), torch.float32),
-        ("top_k", top_k, (rows,), torch.int32),
-        ("top_p", top_p, (rows,), torch.float32),
-        ("min_p", min_p, (rows,), torch.float32),
-        ("keys", keys, (rows, 2), torch.int32),
-    ]:
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-            raise KernelInputError(f"want {name} {shape} in {dtype}, not {tuple(tensor.shape)} in {tensor.dtype}")
-    return rows, vocab
-
-
-@triton.jit
+# Where a step puts what it uploads must not matter: it is compiled once for a size of the vocabulary.
+@triton.jit(do_not_specialize_on_alignment=["temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "keys_ptr"])
 def _sample(
     logits_ptr: tl.tensor,
     temperature_ptr: tl.tensor,
@@ -123,7 +104,7 @@ def _sample(
     key_b = tl.load(keys_ptr + 2 * row + 1).to(tl.uint32, bitcast=True)
     start = split * per_split
     end = tl.minimum(start + per_split, vocab)
-    best, token, top = _draw(logits_ptr, start, end, temperature, key_a, key_b, _NEVER, _NEVER, BLOCK)
+    best, token, top = _draw(logits_ptr, start, end, temperature, key_a, key_b, _NEVER, _NEVER, True, BLOCK)
     is_last = True
     if splits > 1:
         at = row * splits + split
@@ -161,6 +142,7 @@ def _draw(
     key_b: tl.tensor,
     above: tl.tensor,
     floor: tl.tensor,
+    IS_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Of the tokens start to end with a logit > ``above`` and >= ``floor``, return (the best noisy logit, its token).
@@ -172,18 +154,22 @@ def _draw(
     top = tl.full([BLOCK], _NEVER, tl.float32)
     token = start + lane
     block = start
+    ahead = _loaded(logits_ptr, token, end)
     while block < end:
         i = block + lane
-        x = _scaled(logits_ptr, i, end, temperature)
+        x = _scaled(ahead, temperature)
+        block += BLOCK
+        ahead = _loaded(logits_ptr, block + lane, end)  # under way while this block is worked on
         top = tl.maximum(top, x)
         is_open = (x > above) & (x >= floor)
-        # Making noise is most of the work; a later draw is from few tokens.
-        if (temperature > 0) & (tl.max(is_open.to(tl.int32), 0) > 0):
+        is_noisy = temperature > 0
+        if not IS_FIRST:  # making noise is most of the work, and a later draw is from few tokens
+            is_noisy &= tl.max(is_open.to(tl.int32), 0) > 0
+        if is_noisy:
             x += gumbel_noise(i, key_a, key_b)
         is_better = is_open & (x > best)
         best = tl.where(is_better, x, best)
         token = tl.where(is_better, i, token)
-        block += BLOCK
     value = tl.max(best, 0)
     return value, tl.min(tl.where(best == value, token, end - 1), 0), tl.max(top, 0)
 
@@ -206,10 +192,10 @@ def _allowed(
 
     A token with the highest logit is always allowed, so the loop ends.
     """
-    floor = tl.where(min_p > 0, top + tl.log(tl.maximum(min_p, 1e-30)), _NEVER)
+    floor = tl.where(min_p > 0, top + tl.minimum(tl.log(tl.maximum(min_p, 1e-30)), 0.0), _NEVER)
     is_found = (top_k == vocab) & (top_p >= 1) & (min_p <= 0)
     while not is_found:
-        x = _scaled(logits_ptr, token, vocab, temperature)
+        x = _scaled(_loaded(logits_ptr, token, vocab), temperature)
         count, mass, total, _, _ = _above(logits_ptr, vocab, temperature, top, x, BLOCK)
         is_found = (count < top_k) & (x >= floor)
         if is_found & (top_p < 1):
@@ -218,7 +204,7 @@ def _allowed(
             is_found = mass < top_p * total
         is_found = is_found | (count == 0)
         if not is_found:
-            _, token, _ = _draw(logits_ptr, 0, vocab, temperature, key_a, key_b, x, floor, BLOCK)
+            _, token, _ = _draw(logits_ptr, 0, vocab, temperature, key_a, key_b, x, floor, False, BLOCK)
     return token
 
 
@@ -278,8 +264,11 @@ def _above(
     next_above = tl.full([BLOCK], _ALWAYS, tl.float32)
     next_below = tl.full([BLOCK], _NEVER, tl.float32)
     block = 0
+    ahead = _loaded(logits_ptr, lane, vocab)
     while block < vocab:
-        value = _scaled(logits_ptr, block + lane, vocab, temperature)
+        value = _scaled(ahead, temperature)
+        block += BLOCK
+        ahead = _loaded(logits_ptr, block + lane, vocab)
         is_above = value > x
         weight = tl.exp(value - top)
         count += is_above.to(tl.int32)
@@ -287,12 +276,17 @@ def _above(
         total += weight
         next_above = tl.minimum(next_above, tl.where(is_above, value, _ALWAYS))
         next_below = tl.maximum(next_below, tl.where(is_above, _NEVER, value))
-        block += BLOCK
     return tl.sum(count, 0), tl.sum(mass, 0), tl.sum(total, 0), tl.min(next_above, 0), tl.max(next_below, 0)
 
 
 @triton.jit
-def _scaled(logits_ptr: tl.tensor, token: tl.tensor, end: tl.tensor, temperature: tl.tensor) -> tl.tensor:
-    """Load logits over temperature, -inf from ``end`` on; divided as torch divides, to the last bit."""
-    x = tl.load(logits_ptr + token, mask=token < end, other=_NEVER)
-    return tl.div_rn(x, tl.where(temperature > 0, temperature, 1.0))
+def _loaded(logits_ptr: tl.tensor, token: tl.tensor, end: tl.tensor) -> tl.tensor:
+    """Load logits, -inf from ``end`` on."""
+    return tl.load(logits_ptr + token, mask=token < end, other=_NEVER)
+
+
+@triton.jit
+def _scaled(x: tl.tensor, temperature: tl.tensor) -> tl.tensor:
+    """Return logits over temperature, divided as torch divides, to the last bit; -inf for NaN, which spoils no sum."""
+    x = tl.div_rn(x, tl.where(temperature > 0, temperature, 1.0))
+    return tl.where(x == x, x, _NEVER)

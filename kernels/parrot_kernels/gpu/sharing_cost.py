@@ -3,14 +3,29 @@
 Read once, a prefix costs its bytes, the padding of its tiles of rows, and a part more of each row, which is written,
 read again and merged. Read by everybody it costs the bytes again each time, though from the second-level cache where
 the readers run side by side.
+
+``PARROT_MQ_SHARED_ATTENTION=off`` in the environment has every sequence read its keys by itself: to measure what
+sharing gains, or to rule it out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
+from parrot_kernels.errors import KernelInputError
+
+ENVIRONMENT = "PARROT_MQ_SHARED_ATTENTION"
 NARROW_ROWS = 16
 """The fewest rows that a matrix product of the tensor cores takes."""
+
+
+def is_shared() -> bool:
+    """Return what the environment says; sharing is on by default. Raises ``KernelInputError`` for any other word."""
+    word = os.environ.get(ENVIRONMENT, "on")
+    if word not in ("on", "off"):
+        raise KernelInputError(f"{ENVIRONMENT}={word} is neither on nor off")
+    return word == "on"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +64,7 @@ class SharingCost:
     ``bytes_per_s``: keys and values from memory. ``reread_bytes_per_s``: those that another reads at the same time.
     ``flops_per_s``: of both matrix products, in tiles. ``part_s``: to write, read and merge the output of one row and
     head. ``item_s``: to begin and end a tile of one KV head, of many that run side by side. ``launch_s``: the kernel's
-    own time with nothing to do. With ``share`` false nothing is shared, whatever it costs.
+    own time with nothing to do. With ``share`` false nothing is shared, whatever it costs; by default ``is_shared``.
     """
 
     bytes_per_s: float = 3.8e12
@@ -58,7 +73,7 @@ class SharingCost:
     part_s: float = 0.4e-9
     item_s: float = 10e-9
     launch_s: float = 4e-6
-    share: bool = True
+    share: bool = dataclasses.field(default_factory=is_shared)
 
     def pays(self, shape: AttentionShape, wide: int, num_keys: int, num_rows: int, num_readers: int) -> bool:
         """Return whether ``num_keys`` common keys of ``num_rows`` rows are better read once, in tiles of ``wide`` rows,
@@ -90,3 +105,8 @@ class SharingCost:
         """Return the time of a key for a tile of ``rows``, as a multiple of the time to read it."""
         products = shape.flops(rows, 1) / self.flops_per_s
         return max(1.0, products * self.bytes_per_s / shape.bytes_per_key)
+
+
+def default_cost(shape: AttentionShape) -> SharingCost:
+    """Return the defaults, whatever the shape."""
+    return SharingCost()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parrot_kernels import AttentionPlan, KernelInputError
+from parrot_kernels.fp8 import FP8
 from parrot_kernels.gpu.attention_launch import AttentionLaunch
 from parrot_kernels.gpu.device_plan import Capacity, DevicePlan
-from parrot_kernels.gpu.paged_attention import FP8, paged_attention
+from parrot_kernels.gpu.paged_attention import paged_attention
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 from parrot_kernels.gpu.work_list import Tiling, WorkList
 from parrot_kernels.paged_attention import paged_attention as torch_attention
@@ -161,7 +163,7 @@ def test_padding_rows_are_zero_and_every_element_is_written(
         case.to(device)
         padding = 21
         plan = case.plan(padding=padding)
-        cut(case, plan, wide=32).part_out.fill_(math.nan)
+        cut(case, plan, wide=32).workspace.part_out.fill_(math.nan)
         rows = case.query.shape[0]
         case.query = torch.cat([case.query, torch.full((padding, 4, 64), 50.0, device=device)])
         with monkeypatch.context() as patch:
@@ -208,12 +210,30 @@ def test_a_plan_is_used_again_and_again(device: torch.device) -> None:
     plan = case.plan()
     work = cut(case, plan, wide=16)
     first = attend(case, plan)
-    assert int(work.arrivals.abs().sum()) == 0
-    work.part_out.fill_(math.nan)
+    assert int(work.workspace.arrivals.abs().sum()) == 0
+    work.workspace.part_out.fill_(math.nan)
     second = attend(case, plan)
     assert_right(case, *second)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
+
+
+def test_who_comes_last_changes_no_bit(device: torch.device) -> None:
+    """Rows have parts of wide tiles and of narrow ones, and whichever tile is computed last merges them."""
+    case = AttentionCase([*BIG_GROUP, ((), 300, 1)], (4, 1), 64, torch.float32).to(device)
+    plan = case.plan()
+    made = cut(case, plan, wide=32)
+    work = WorkList.of(plan, made.tiling, ALWAYS)
+    assert {made.tiling.tile_rows(item.num_entries) for item in work.items} == {16, 32}
+    # In the interpreter, programs come one after the other, and there is one for each item.
+    assert made.num_programs >= len(work.items)
+    out, lse = attend(case, plan)
+    for items in (work.items[::-1], work.items[1::2] + work.items[::2]):
+        made.load(plan, dataclasses.replace(work, items=items))
+        again, again_lse = attend(case, plan)
+        assert torch.equal(again, out)
+        assert torch.equal(again_lse, lse)
+    assert_right(case, out, lse)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -258,6 +278,21 @@ def test_what_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> No
         case = AttentionCase(SHAPES["shared"], (4, 2), dim, dtype).to(device)
         out, _ = attend(case, case.plan())
         torch.testing.assert_close(out.double(), case.expected()[0], rtol=1e-5, atol=1e-5)
+    for scale in (-0.2, 0.0):
+        case = AttentionCase(SHAPES["shared"], (4, 2), 64, torch.float32).to(device)
+        case.scale = scale
+        assert_right(case, *attend(case, case.plan()))
+
+
+def test_a_float8_cache_that_the_kernel_does_not_take_goes_to_torch(device: torch.device) -> None:
+    for dim in (24, 64):
+        case = AttentionCase(SHAPES["shared"], (4, 2), dim, torch.float32).to(device)
+        keys, values = (cache.mul(4).to(FP8) for cache in (case.key_cache, case.value_cache))
+        out, _ = paged_attention(
+            case.query, keys, values, case.plan(), scale=case.scale, key_scale=0.25, value_scale=0.25
+        )
+        case.key_cache, case.value_cache = keys.float() / 4, values.float() / 4
+        torch.testing.assert_close(out.double(), case.expected()[0], rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
@@ -270,8 +305,6 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         (case.query, keys.float(), "dtype: torch.bfloat16"),
         (case.query, keys[:, :, :8].contiguous(), "blocks of 8"),
         (case.query, keys.transpose(0, 1).contiguous().transpose(0, 1), "contiguous"),
-        (case.query.float(), keys.to(FP8), "torch.float8_e4m3fn"),
-        (case.query[:, :, :24], keys[..., :24].to(FP8), "not 24"),
     ]:
         with pytest.raises(KernelInputError, match=words):
             paged_attention(query, cache, cache, plan, scale=1.0)

@@ -122,7 +122,7 @@ def test_a_step_of_a_model(kernels: GpuBackend, device: torch.device, qk_norm: b
             plan = AttentionPlan(query_lens, contexts, tables, device=device)
             logits.append(model.eager(model.fill(query_lens, contexts, tables), 3, plan))
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
-    assert kernels.capture(model.full, *model.inputs()) is None
+    assert kernels.capture(model.step, *model.inputs()) is None
 
 
 def test_the_environment_forces_it(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,11 @@ def python(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("capability", [90])
 def test_every_kernel_compiles(capability: int, tmp_path: Path) -> None:
-    compiled = json.loads(python("-m", "tests.kernels.gpu.absent_gpu", str(capability), TRITON_CACHE_DIR=str(tmp_path)))
-    assert {kernel["kernel"] for kernel in compiled} == KERNELS
-    for kernel in compiled:
+    found = json.loads(python("-m", "tests.kernels.gpu.absent_gpu", str(capability), TRITON_CACHE_DIR=str(tmp_path)))
+    assert {kernel["kernel"] for kernel in found["compiled"]} == KERNELS
+    # Nothing is compiled again for another number of rows, nor for where they lie.
+    assert found["again"] == []
+    for kernel in found["compiled"]:
         # What fits no register goes to memory, by the stack. Attention's widest tiles come near that.
         assert kernel["stack"] <= (128 if kernel["kernel"] == "attention_kernel" else 0), kernel
 

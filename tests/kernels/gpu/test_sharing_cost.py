@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parrot_kernels.errors import KernelInputError
 from parrot_kernels.gpu.calibration import Sizes, Timings, calibrate, fitted
 from parrot_kernels.gpu.sharing_cost import AttentionShape, SharingCost
 
@@ -36,6 +37,17 @@ def test_shapes() -> None:
 def test_when_it_pays(shape: AttentionShape, keys: int, rows: int, readers: int, pays: bool) -> None:
     assert SharingCost().pays(shape, 64, keys, rows, readers) == pays
     assert not SharingCost(share=False).pays(shape, 64, keys, rows, readers)
+
+
+def test_sharing_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARROT_MQ_SHARED_ATTENTION", "off")
+    assert not SharingCost().pays(LLAMA, 64, 4096, 8, 8)
+    assert SharingCost(share=True).pays(LLAMA, 64, 4096, 8, 8)
+    monkeypatch.setenv("PARROT_MQ_SHARED_ATTENTION", "on")
+    assert SharingCost().pays(LLAMA, 64, 4096, 8, 8)
+    monkeypatch.setenv("PARROT_MQ_SHARED_ATTENTION", "no")
+    with pytest.raises(KernelInputError, match="neither on nor off"):
+        SharingCost()
 
 
 @given(keys=st.integers(1, 500), more=st.integers(0, 500), rows=st.integers(2, 300))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 
 import torch
 
-from parrot_kernels import BLOCK_SIZE
+from parrot_kernels import BLOCK_SIZE, Backend, backend_for
 from parrot_mq.messages import CostModel
-from parrot_workers.engine import calibration, memory
+from parrot_workers.engine import calibration, memory, rehearsal
 from parrot_workers.engine.batch_scheduler import BatchScheduler
 from parrot_workers.engine.block_manager import BlockManager
 from parrot_workers.engine.engine_settings import EngineSettings
 from parrot_workers.engine.host_tier import HostTier
 from parrot_workers.engine.kv_transfer import KVTransfer
+from parrot_workers.engine.model_cache import make_cache
 from parrot_workers.engine.model_runner import ModelRunner
 from parrot_workers.engine.models.load import WHOLE, load_model
 from parrot_workers.engine.models.model import Model
@@ -39,6 +41,7 @@ class EngineParts:
     encoder: PromptEncoder
     scheduler: BatchScheduler
     runner: ModelRunner
+    kernels: Backend
     transfer: KVTransfer | None
     profiler: StepProfiler | None
     block_bytes: int
@@ -62,6 +65,8 @@ def assemble(settings: EngineSettings) -> EngineParts:
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    if settings.place.type == "cuda":
+        torch.cuda.set_device(settings.place)  # this thread's: else pinned memory would be the first GPU's
     with _ranks(settings) as ranks:
         model = load_model(
             str(settings.model),
@@ -72,26 +77,20 @@ def assemble(settings: EngineSettings) -> EngineParts:
             shard=ranks.shard if ranks is not None else WHOLE,
         )
         tokenizer = load_tokenizer(str(settings.model))
-        sizes = _sizes(settings, model)
         if ranks is not None:
-            ranks.allocate(sizes.num_blocks, settings.max_num_batched_tokens)
-        cache = PagedCache(model.layers, sizes.num_blocks, model.dtype, model.device)
-        runner = ModelRunner(
-            model,
-            cache,
-            max_num_tokens=settings.max_num_batched_tokens,
-            max_num_rows=settings.max_num_rows,
-            ranks=ranks,
-        )
+            ranks.wait_until_loaded()
+        sizes = _sizes(settings, model, ranks)
+        runner = _runner(settings, model, ranks, sizes.num_blocks)
         runner.verify()
         cost = _cost(settings, sizes, runner)
-        transfer, tier = _host_tier(settings, sizes, cache, cost)
+        transfer, tier = _host_tier(settings, sizes, runner.cache, cost)
         return EngineParts(
             spec=_spec(settings, sizes, tokenizer, cost),
             tokenizer=tokenizer,
             encoder=_encoder(sizes, model, tokenizer),
             scheduler=_scheduler(settings, sizes, tier, cost),
             runner=runner,
+            kernels=backend_for(model.device),
             transfer=transfer,
             profiler=StepProfiler(settings.profile) if settings.profile is not None else None,
             block_bytes=sizes.block_bytes,
@@ -102,16 +101,39 @@ def _ranks(settings: EngineSettings) -> RankGroup | contextlib.nullcontext[None]
     return RankGroup(settings) if settings.tensor_parallel_size > 1 else contextlib.nullcontext()
 
 
-def _sizes(settings: EngineSettings, model: Model) -> _Sizes:
+def _runner(settings: EngineSettings, model: Model, ranks: RankGroup | None, num_blocks: int) -> ModelRunner:
+    if ranks is not None:
+        ranks.allocate(num_blocks, settings.max_num_batched_tokens)
+    return ModelRunner(
+        model,
+        make_cache(settings, model, num_blocks),
+        max_num_tokens=settings.max_num_batched_tokens,
+        max_num_rows=settings.max_num_rows,
+        buckets=settings.step_buckets,
+        ranks=ranks,
+    )
+
+
+def _sizes(settings: EngineSettings, model: Model, ranks: RankGroup | None) -> _Sizes:
     max_model_len = settings.model_len(model.max_len)
-    block_bytes = memory.block_bytes(model.layers.values(), model.dtype)
+    block_bytes = memory.block_bytes(model.layers.values(), settings.cache_dtype(model.dtype))
     # The ranks on a CPU share its memory.
     sharers = settings.tensor_parallel_size if settings.place.type == "cpu" else 1
+    step_bytes = 0
+    if settings.place.type == "cuda" and settings.num_blocks is None and settings.kv_memory_bytes is None:
+        step_bytes = rehearsal.step_bytes(
+            settings,
+            functools.partial(_runner, settings, model, ranks),
+            block_bytes=block_bytes,
+            max_model_len=max_model_len,
+        )
     num_blocks = settings.num_blocks or memory.num_blocks(
         block_bytes * sharers,
         settings.kv_memory_bytes,
         settings.place,
         max_num_tokens=settings.max_num_seqs * max_model_len,
+        share=settings.memory_share,
+        step_bytes=step_bytes,
     )
     num_host_slots = 0
     if settings.tensor_parallel_size == 1:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from parrot_mq.messages import ObjectiveKind
-from parrot_workers.engine.block_manager import BlockManager
+from parrot_workers.engine.block_manager import BlockManager, CachedPrefix
 from parrot_workers.engine.ngram_index import Draft
 from parrot_workers.engine.prefill_ahead import PrefillAhead
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
@@ -16,6 +16,8 @@ from parrot_workers.engine.speculator import Speculator
 
 AHEAD_SHARE = 4
 """While sequences run, a step computes at most this part of its budget ahead: they should hardly notice."""
+UNKNOWN_ID = 0
+"""Stands for a token that is still being computed: any id that exists."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Chunk:
     """``num_tokens`` tokens of ``sequence`` from ``start`` on, and the ``draft`` of what may follow them.
 
     ``samples`` if the sequence's next token comes out of it: then each drafted token gives a row of logits too.
+    ``sampled_row`` if its one token is still being computed: the row of the step before that samples it.
     """
 
     sequence: Sequence
@@ -30,6 +33,7 @@ class Chunk:
     num_tokens: int
     samples: bool
     draft: Draft | None = None
+    sampled_row: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -39,6 +43,8 @@ class Chunk:
     @property
     def token_ids(self) -> list[int]:
         """What the model is given."""
+        if self.sampled_row is not None:
+            return [UNKNOWN_ID]
         token_ids = self.sequence.token_ids[self.start : self.start + self.num_tokens]
         return token_ids + self.draft.token_ids if self.draft else token_ids
 
@@ -139,6 +145,34 @@ class BatchScheduler:
         chunks = [replace(chunk, draft=drafts[i]) if i in drafts else chunk for i, chunk in enumerate(chunks)]
         return chunks + admitted + self._compute_ahead(budget)
 
+    def plan_behind(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Return the chunks of the step behind that of ``chunks``, whose tokens are still being computed, as ``plan``.
+
+        Each sequence that goes on computes its next token, whatever it is; those that will have reached their length
+        are left out. Empty if a plan that knows the tokens could do anything else: admit or preempt somebody, compute
+        a prompt, verify a draft, sample by what was generated. The caller must call ``publish`` once they are known.
+        """
+        live = [(row, chunk) for row, chunk in enumerate(chunks) if not chunk.sequence.is_finished]
+        if len(live) != len(self.running) or any(chunk.num_rows != 1 for chunk in chunks):
+            return []
+        going = [(row, chunk) for row, chunk in live if chunk.sequence.num_remaining_tokens > 1]
+        sequences = [chunk.sequence for _, chunk in going]
+        if self._may_join(len(live) - len(going)) or self._wants_tokens(sequences):
+            return []
+        behind = []
+        for row, chunk in going:
+            start = chunk.start + chunk.num_tokens
+            if not self.blocks.grow(chunk.sequence, start + 1):
+                return []
+            behind.append(Chunk(chunk.sequence, start, 1, samples=True, sampled_row=row))
+        return behind
+
+    def publish(self, chunks: list[Chunk]) -> None:
+        """Publish the full blocks of ``plan_behind``'s chunks, whose tokens are known now."""
+        for chunk in chunks:
+            if not chunk.sequence.is_finished:
+                self.blocks.publish(chunk.sequence, chunk.start + chunk.num_tokens)
+
     def restart(self) -> None:
         """Forget all that was computed: every running sequence waits again, and the prefix cache is empty."""
         for sequence in list(self.running):
@@ -146,14 +180,35 @@ class BatchScheduler:
         self.ahead.restart()
         self.blocks.forget()
 
+    def _may_join(self, num_leaving: int) -> bool:
+        """Whether the next plan could take somebody in, beside those that run and are not leaving."""
+        if len(self.running) - num_leaving == self.max_num_seqs:
+            return False
+        if not self.waiting:
+            return len(self.ahead) > 0
+        first = self.waiting[0]
+        return num_leaving > 0 or len(self.ahead) > 0 or self._fits(first, self.blocks.match(first))
+
+    def _wants_tokens(self, sequences: list[Sequence]) -> bool:
+        """Whether the tokens that ``sequences`` are about to get decide what the step behind does with them."""
+        if not sequences or any(sequence.is_adjusted for sequence in sequences):
+            return True
+        room = min(self.max_num_batched_tokens, self.max_num_rows) - len(sequences)
+        # A draft continues the known tokens; where those have one, those of a token more may have it too.
+        return self.speculator is not None and bool(self.speculator.choose(sequences, min(room, 1)))
+
+    def _fits(self, sequence: Sequence, cached: CachedPrefix) -> bool:
+        """Whether a waiting sequence finds the blocks that it has not ``cached``."""
+        lacking = self.blocks.num_blocks_for(sequence.num_tokens) - len(cached)
+        # Each running sequence may want a block soon; admitting into those would preempt at once.
+        return lacking + len(self.running) <= self.blocks.num_free_after_hold(cached)
+
     def _admit(self, budget: int) -> list[Chunk]:
         chunks = []
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             cached = self.blocks.match(sequence)
-            lacking = self.blocks.num_blocks_for(sequence.num_tokens) - len(cached)
-            # Each running sequence may want a block soon; admitting into those would preempt at once.
-            if lacking + len(self.running) > self.blocks.num_free_after_hold(cached):
+            if not self._fits(sequence, cached):
                 if self.ahead.give_way():
                     continue
                 if self.running:

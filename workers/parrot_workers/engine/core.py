@@ -1,11 +1,12 @@
-"""The engine's loop over ready parts: step = plan, compute, sample, postprocess."""
+"""The engine's loop over ready parts: a step is planned and launched (``StepPipeline``), then taken in."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+from parrot_kernels import Backend
 from parrot_mq.messages import ObjectiveKind, SamplingParams
 from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
 from parrot_workers.engine.kv_transfer import KVTransfer
@@ -19,11 +20,10 @@ from parrot_workers.engine.port import (
     SequenceOutput,
 )
 from parrot_workers.engine.prompt import InvalidSequence, PromptEncoder
-from parrot_workers.engine.sampler import sample
 from parrot_workers.engine.sequence import Sequence
-from parrot_workers.engine.step_batch import Span
+from parrot_workers.engine.step_pipeline import StepInFlight, StepPipeline
 from parrot_workers.engine.step_profiler import StepProfiler
-from parrot_workers.engine.step_stats import Phase, PhaseClock, StepCounts, StepStats
+from parrot_workers.engine.step_stats import Phase, StepCounts, StepStats
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class EngineCore:
         encoder: PromptEncoder,
         scheduler: BatchScheduler,
         runner: ModelRunner,
+        kernels: Backend,
         transfer: KVTransfer | None = None,
+        runs_ahead: bool = False,
         profiler: StepProfiler | None = None,
         on_step: Callable[[StepStats], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -53,6 +55,7 @@ class EngineCore:
         self._blocks = scheduler.blocks
         self._runner: ModelRunner | None = runner
         self._transfer = transfer
+        self._steps = StepPipeline(scheduler, runner, kernels, transfer, runs_ahead=runs_ahead)
         self._profiler = profiler
         self._on_step = on_step
         self._clock = clock
@@ -119,32 +122,20 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Run one step and return what changed."""
         outputs, self._outputs = self._outputs, []
-        clock = PhaseClock(traced=self._profiler is not None and self._profiler.is_recording)
-        counts = StepCounts()
-        with clock.measure(Phase.PLAN):
-            self._blocks.expire_hints(self._clock())
-            cached, preempted = self._scheduler.num_cached_tokens, self._scheduler.num_preemptions
-            chunks = self._scheduler.plan()
-            counts.num_cached_tokens = self._scheduler.num_cached_tokens - cached
-            counts.num_preemptions = self._scheduler.num_preemptions - preempted
-        if not chunks:
-            return outputs + self._ended_ahead()
+        self._blocks.expire_hints(self._clock())
         try:
-            token_ids = self._compute(chunks, clock)
+            step = self._steps.next(traced=self._profiler is not None and self._profiler.is_recording)
+            if step is None:
+                return outputs + self._ended_ahead()
+            self._take_in(step, outputs)
+            self._steps.publish()
         except BaseException:
             # Blocks were published that may hold nothing: recompute everything rather than serve them.
-            self._scheduler.restart()
+            self._steps.restart()
             self._outputs = outputs + self._ended_ahead()
             raise
-        with clock.measure(Phase.POSTPROCESS):
-            for chunk in chunks:
-                chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-                counts.count(chunk)
-                if chunk.samples:
-                    outputs.append(self._advance(chunk, [next(token_ids) for _ in range(chunk.num_rows)], counts))
-            outputs += self._ended_ahead()
         try:
-            self._report(counts, clock)
+            self._report(step)
         except BaseException:
             # Whoever watches may fail (a full disk): what came out is for the next step to say.
             self._outputs = outputs
@@ -167,11 +158,13 @@ class EngineCore:
             num_steps=total.num_steps,
             num_draft_tokens=total.num_draft_tokens,
             num_accepted_tokens=total.num_accepted_tokens,
+            num_ahead_steps=total.num_ahead_steps,
+            num_discarded_tokens=total.num_discarded_tokens,
         )
 
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
-        return bool(self._sequences or self._outputs)
+        return bool(self._sequences or self._outputs or self._steps.in_flight)
 
     def check(self) -> None:
         """Raise AssertionError if the cache's books are wrong. Cheap enough to run whenever the engine is idle."""
@@ -185,6 +178,7 @@ class EngineCore:
         self._outputs.clear()
         if self._runner is not None:
             self._runner.close()
+        self._steps.close()
         self._runner = self._transfer = None
         if self._profiler is not None:
             self._profiler.close()
@@ -200,19 +194,20 @@ class EngineCore:
         self._sequences[source.id] = sequence
         return sequence
 
-    def _compute(self, chunks: list[Chunk], clock: PhaseClock) -> Iterator[int]:
-        """Return the tokens that the rows of ``chunks`` sample, in order."""
-        assert self._runner is not None, "the engine is closed"
-        with clock.measure(Phase.MODEL):
-            if self._transfer is not None:
-                self._transfer.run(self._blocks.take_transfers())
-            logits = self._runner.run(
-                [Span(chunk.token_ids, chunk.start, chunk.num_rows, chunk.sequence.block_table) for chunk in chunks]
-            )
-        with clock.measure(Phase.SAMPLE):
-            sequences = [chunk.sequence for chunk in chunks for _ in range(chunk.num_rows)]
-            depths = [depth for chunk in chunks for depth in range(chunk.num_rows)]
-            return iter(sample(logits, sequences, depths) if sequences else ())
+    def _take_in(self, step: StepInFlight, outputs: list[SequenceOutput]) -> None:
+        """Wait for the tokens of ``step`` and take them, but not those of sequences that have ended in the meantime."""
+        token_ids = step.read()
+        with step.clock.measure(Phase.POSTPROCESS):
+            for chunk in step.chunks:
+                sampled = [next(token_ids) for _ in range(chunk.num_rows)]
+                if chunk.sequence.is_finished:
+                    step.counts.num_discarded_tokens += chunk.num_tokens
+                    continue
+                chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+                step.counts.count(chunk)
+                if chunk.samples:
+                    outputs.append(self._advance(chunk, sampled, step.counts))
+            outputs += self._ended_ahead()
 
     def _advance(self, chunk: Chunk, token_ids: list[int], counts: StepCounts) -> SequenceOutput:
         """Take the sampled tokens as far as the draft before them was right."""
@@ -232,13 +227,13 @@ class EngineCore:
             self._blocks.shrink(sequence, sequence.num_tokens)
         return self._output(sequence, tuple(taken), text)
 
-    def _report(self, counts: StepCounts, clock: PhaseClock) -> None:
-        self._total.add(counts)
+    def _report(self, step: StepInFlight) -> None:
+        self._total.add(step.counts)
         if self._profiler is not None:
             self._profiler.step()
         if self._on_step is not None:
             running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
-            self._on_step(StepStats(running, waiting, self._blocks.num_free_blocks, counts, clock.seconds))
+            self._on_step(StepStats(running, waiting, self._blocks.num_free_blocks, step.counts, step.clock.seconds))
 
     def _ended_ahead(self) -> list[SequenceOutput]:
         ended = self._scheduler.ahead.take_ended()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from parrot_kernels.fp8 import movable
+from parrot_workers.engine.host_copy import to_device
 from parrot_workers.engine.host_tier import Transfers
 from parrot_workers.engine.paged_cache import PagedCache
 
@@ -23,7 +25,8 @@ class KVTransfer:
     """
 
     def __init__(self, cache: PagedCache, num_slots: int) -> None:
-        self._parts = [tensor for layer in cache.keys for tensor in (cache.keys[layer], cache.values[layer])]
+        parts = [tensor for layer in cache.keys for tensor in (cache.keys[layer], cache.values[layer])]
+        self._parts = [movable(tensor) for tensor in parts]
         """Per layer keys, then values: [num_blocks, num_kv_heads, block_size, head_dim]."""
         self._sizes = [tensor[0].numel() for tensor in self._parts]
         row, some = sum(self._sizes), self._parts[0]
@@ -57,7 +60,7 @@ class KVTransfer:
             torch.cuda.synchronize(self._device)
 
     def _store(self, blocks: list[int], slots: list[int]) -> None:
-        index = torch.tensor(blocks, device=self._device)
+        index = to_device(blocks, torch.int64, self._device)
         for part, column in zip(self._parts, self._columns(len(blocks)), strict=True):
             column.copy_(part.index_select(0, index).flatten(1))
         for row, slot in zip(self._staged, slots, strict=False):
@@ -66,7 +69,7 @@ class KVTransfer:
     def _load(self, slots: list[int], blocks: list[int]) -> None:
         for row, slot in zip(self._staged, slots, strict=False):
             row.copy_(self._host[slot], non_blocking=True)
-        index = torch.tensor(blocks, device=self._device)
+        index = to_device(blocks, torch.int64, self._device)
         for part, column in zip(self._parts, self._columns(len(blocks)), strict=True):
             part.index_copy_(0, index, column.reshape(-1, *part.shape[1:]))
 

@@ -15,8 +15,8 @@ from parrot_workers.engine.paged_cache import LayerShape
 
 CPU_FRACTION = 0.4
 """Of the memory that is available once the model is loaded. Pages are taken when a block is first written."""
-CUDA_FRACTION = 0.8
-"""Of the memory that is free once the model is loaded; the rest is for activations."""
+CUDA_FRACTION = 0.9
+"""Of the memory that is free once the model is loaded, what steps need included."""
 HOST_FRACTION = 0.25
 """Of the available memory, for the host tier of a GPU; at most ``HOST_PER_DEVICE`` times what its cache has."""
 HOST_PER_DEVICE = 2
@@ -61,20 +61,31 @@ def device_available_bytes(device: torch.device) -> int:
     return available_bytes()
 
 
-def num_blocks(size: int, memory_bytes: int | None, device: torch.device, *, max_num_tokens: int) -> int:
-    """Return how many blocks of ``size`` bytes the cache gets: as many as ``memory_bytes`` hold, by default a part of
-    what is available, and at most twice what ``max_num_tokens`` running tokens need: the second half is prefix cache.
+def num_blocks(
+    size: int,
+    memory_bytes: int | None,
+    device: torch.device,
+    *,
+    max_num_tokens: int,
+    share: float | None = None,
+    step_bytes: int = 0,
+) -> int:
+    """Return how many blocks of ``size`` bytes the cache gets: as many as ``memory_bytes`` hold, by default the
+    ``share`` of what is available less the ``step_bytes`` that steps take on the device, and at most twice what
+    ``max_num_tokens`` running tokens need: the second half is prefix cache.
 
     Raises ConfigError if not even one block fits, or if more is asked for than there is.
     """
     available = device_available_bytes(device)
     if memory_bytes is None:
-        memory_bytes = int(available * (CUDA_FRACTION if device.type == "cuda" else CPU_FRACTION))
+        share = share or (CUDA_FRACTION if device.type == "cuda" else CPU_FRACTION)
+        memory_bytes = int(available * share) - step_bytes
         if memory_bytes < size:
+            steps = f", of which steps take {_mib(step_bytes)}" if step_bytes else ""
             raise ConfigError(
-                f"{_mib(available)} MiB are available on {device} for the KV cache, too little for one block of "
-                f"{size} bytes beside the model: free memory, raise the limit of its control group, or take a smaller "
-                "model"
+                f"{_mib(available)} MiB are available on {device} for the KV cache{steps}, too little for one block of "
+                f"{size} bytes beside the model: free memory, raise memory_share or the limit of its control group, or "
+                "take a smaller model"
             )
     count = memory_bytes // size
     if count < 1:

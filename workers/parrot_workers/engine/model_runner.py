@@ -54,14 +54,16 @@ class ModelRunner:
             max_num_rows=max(max_num_rows, PROBE_ROWS) if max_num_rows is not None else None,
             buckets=buckets,
         )
-        self._captured = self._capture(model)
+        self._captured = self._capture(model, self._buffers.buckets)
 
-    def run(self, spans: Sequence[Span]) -> Tensor:
+    def run(self, spans: Sequence[Span], sampled: Tensor | None = None) -> Tensor:
         """Compute ``spans``; return float32 logits [sum of their num_rows, vocab_size], in their order.
 
-        They may lie in a buffer that the next run overwrites.
+        They may lie in a buffer that the next run overwrites. ``sampled`` int64 [len(spans)], on the device, stand in
+        place of the ids of spans of one token each, which the host need not know; not with ``ranks``, who are told ids.
         """
-        return self._run(self.model, self._captured, spans)
+        assert sampled is None or self._ranks is None, "the other ranks are told ids that nobody knows"
+        return self._run(self.model, self._captured, spans, sampled)
 
     @property
     def nbytes(self) -> int:
@@ -74,8 +76,8 @@ class ModelRunner:
         return self._captured.seconds if self._captured is not None else {}
 
     @torch.inference_mode()
-    def _capture(self, model: Model) -> CapturedStep | None:
-        return model.capture(self._buffers.full, self.cache)
+    def _capture(self, model: Model, buckets: Sequence[int]) -> CapturedStep | None:
+        return model.capture(self._buffers.full, self.cache, buckets)
 
     def run_probe(self, spans: Sequence[Span]) -> Tensor:
         """Compute ``spans`` by the probe's model, uncaptured."""
@@ -87,21 +89,29 @@ class ModelRunner:
             self._ranks.close()
 
     def _run(
-        self, model: Model, captured: CapturedStep | None, spans: Sequence[Span], *, is_probe: bool = False
+        self,
+        model: Model,
+        captured: CapturedStep | None,
+        spans: Sequence[Span],
+        sampled: Tensor | None = None,
+        *,
+        is_probe: bool = False,
     ) -> Tensor:
         if self._ranks is None:
-            return self._compute(model, captured, spans)
+            return self._compute(model, captured, spans, sampled)
         try:
             self._ranks.announce(spans, is_probe=is_probe)
-            return self._compute(model, captured, spans)
+            return self._compute(model, captured, spans, sampled)
         except BaseException:
             # The others wait in the middle of a step that will not go on: they must never sum it with another.
             self._ranks.close()
             raise
 
     @torch.inference_mode()
-    def _compute(self, model: Model, captured: CapturedStep | None, spans: Sequence[Span]) -> Tensor:
-        batch = self._buffers.fill(spans)
+    def _compute(
+        self, model: Model, captured: CapturedStep | None, spans: Sequence[Span], sampled: Tensor | None
+    ) -> Tensor:
+        batch = self._buffers.fill(spans, sampled)
         if captured is None:
             logits = model.forward(batch, self.cache)
         else:
@@ -120,10 +130,12 @@ class ModelRunner:
         if self.cache.num_blocks < 2 * need:
             return
         ours, other = list(range(need)), list(range(need, 2 * need))
-        captured = self._capture(probe.model)
+        # Its steps are no larger.
+        buckets = [bucket for bucket in self._buffers.buckets if bucket <= 2 * PROBE_LEN]
+        captured = self._capture(probe.model, buckets)
         first = [Span(ids[::-1][:half], 0, 1, other), Span(ids[:cut], 0, 0, ours)]
         second = [Span(ids[cut:], cut, 1, ours), Span(ids[:1], half, 1, other)]
         self._run(probe.model, captured, first, is_probe=True)
         logits = self._run(probe.model, captured, second, is_probe=True)
-        if not probe.agrees(logits[0]):
+        if not probe.agrees(logits[0], self.cache.dtype):
             raise ConfigError(f"{self.model.name}: the torch engine does not reproduce this model's logits: {REMEDY}")

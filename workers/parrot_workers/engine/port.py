@@ -94,6 +94,10 @@ class EngineStats:
     """Tokens proposed by speculative decoding."""
     num_accepted_tokens: int = 0
     """Those of them that were right."""
+    num_ahead_steps: int = 0
+    """Steps that were launched before the tokens of the step before were read."""
+    num_discarded_tokens: int = 0
+    """Computed by such steps for sequences that had ended."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ class PrefillAhead:
             yield self._current
         yield from self._waiting
 
+    def __len__(self) -> int:
+        """Sequences that have not ended."""
+        return (self._current is not None) + len(self._waiting)
+
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence is self._current or sequence in self._waiting
 

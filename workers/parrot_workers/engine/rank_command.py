@@ -11,7 +11,7 @@ from parrot_workers.engine.step_batch import Span
 
 
 class Action(enum.IntEnum):
-    """ALLOCATE comes first, once; PROBE is a step of the model's first layers."""
+    """ALLOCATE comes first, and again for another cache; PROBE is a step of the model's first layers."""
 
     ALLOCATE = 0
     STEP = 1

@@ -40,9 +40,7 @@ class RankGroup:
     def __init__(self, engine: EngineSettings) -> None:
         if dist.is_initialized():
             raise ConfigError("this process has a process group of torch.distributed already: use one engine a process")
-        device, size = engine.place, engine.tensor_parallel_size
-        if device.type == "cuda" and torch.cuda.device_count() < (device.index or 0) + size:
-            raise ConfigError(f"tensor_parallel_size={size} from {device} on needs more GPUs than there are")
+        size = engine.tensor_parallel_size
         self.shard = Shard(0, size)
         self._stack = contextlib.ExitStack()
         self._connections: list[Connection] = []
@@ -62,6 +60,8 @@ class RankGroup:
                 self._connections.append(ours)
                 self._processes.append(process)
             stack.enter_context(joined(settings, self.shard))
+            # Before we leave the group: NCCL waits until all leave it.
+            stack.callback(self._tell_to_stop)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -73,8 +73,8 @@ class RankGroup:
         if error is not None:
             self.close()
 
-    def allocate(self, num_blocks: int, max_num_tokens: int) -> None:
-        """Wait until all have loaded; have them allocate their caches."""
+    def wait_until_loaded(self) -> None:
+        """Wait until all have loaded their parts of the model."""
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         for rank, (connection, process) in enumerate(zip(self._connections, self._processes, strict=True), start=1):
             while not connection.poll(POLL_S):
@@ -88,6 +88,9 @@ class RankGroup:
                 raise RankLost(f"rank {rank} ended while it loaded the model") from error
             if answer != READY:
                 raise ConfigError(f"rank {rank}: {answer.decode()}")
+
+    def allocate(self, num_blocks: int, max_num_tokens: int) -> None:
+        """Have them allocate their caches, instead of those that they had."""
         self._tell(RankCommand(Action.ALLOCATE, (num_blocks, max_num_tokens)))
 
     def announce(self, spans: Sequence[Span], *, is_probe: bool) -> None:
@@ -108,11 +111,15 @@ class RankGroup:
             except OSError as error:
                 raise RankLost(f"rank {rank} is gone (exit code {self._processes[rank - 1].exitcode})") from error
 
-    def _end_processes(self) -> None:
+    def _tell_to_stop(self) -> None:
         stop = RankCommand(Action.STOP).encode()
         for connection in self._connections:
             with contextlib.suppress(OSError):  # it has ended
                 connection.send_bytes(stop)
+
+    def _end_processes(self) -> None:
+        self._tell_to_stop()
+        for connection in self._connections:
             connection.close()
         for process in self._processes:
             process.join(STOP_TIMEOUT_S)

@@ -86,6 +86,16 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it has left the engine, whatever is still being computed for it."""
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens that the output may still get."""
+        return self.max_output_tokens - self.num_output_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens the model has yet to see before the next can be sampled."""
         return len(self.token_ids) - self.num_computed_tokens
@@ -113,7 +123,7 @@ class Sequence:
         Never more than the output may still have beyond its next token, and none while the logits depend on the
         output itself.
         """
-        room = self.max_output_tokens - self.num_output_tokens - 1
+        room = self.num_remaining_tokens - 1
         if room < 1 or self.is_adjusted:
             return None
         if self._ngrams is None:

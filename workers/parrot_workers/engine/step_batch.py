@@ -17,6 +17,8 @@ from parrot_kernels import BLOCK_SIZE, AttentionPlan
 
 NOT_STORED = -1
 """The slot of a padding row."""
+BUCKET_STEP = 8
+"""Tokens from bucket to bucket. Tiles of the matrix products have 8 rows and more, so that padding costs no time."""
 
 
 class Span(NamedTuple):
@@ -50,8 +52,8 @@ class StepBatch:
 class StepBuffers:
     """Buffers for up to ``max_num_tokens`` tokens a step, and the logits of up to ``max_num_rows`` (None: all) of them.
 
-    With ``buckets`` (numbers of tokens) a batch of up to the largest is padded to the next bucket, its rows as far as
-    they go.
+    With ``buckets`` (numbers of tokens) a batch of up to the largest is padded to the next, and its rows to as many, or
+    as there are: what is captured for a bucket reads them all. Until a batch is filled in, all rows are padding.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class StepBuffers:
     ) -> None:
         self.max_num_tokens = max_num_tokens
         self.max_num_rows = max_num_tokens if max_num_rows is None else min(max_num_rows, max_num_tokens)
-        self._buckets = sorted(buckets)
+        self.buckets = sorted(bucket for bucket in set(buckets) if bucket <= max_num_tokens)
         self._device = device
         # ids, positions, slots, rows. The host's copy is written through numpy, the cheapest way from a list.
         self._host = torch.zeros(4, max_num_tokens, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._values = self._host.numpy()
-        self._tensors = self._host if device.type == "cpu" else torch.zeros_like(self._host, device=device)
+        self._values[2] = NOT_STORED
+        self._tensors = self._host if device.type == "cpu" else self._host.to(device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @property
     def nbytes(self) -> int:
@@ -83,8 +87,12 @@ class StepBuffers:
         rows = rows[: self.max_num_rows]
         return StepBatch(ids, positions, slots, rows, AttentionPlan([], [], [], num_rows=self.max_num_tokens))
 
-    def fill(self, spans: Sequence[Span]) -> StepBatch:
-        """Write ``spans`` to the buffers. The batch before is then gone: its step must be over."""
+    def fill(self, spans: Sequence[Span], sampled: Tensor | None = None) -> StepBatch:
+        """Write ``spans`` to the buffers; the ids ``sampled`` [len(spans)], if given, in place of those of the spans.
+
+        The batch before is then gone: on a CPU its step must be over; on a GPU it must have been launched, for there
+        buffers are written in the order of the stream. The host waits only until the copy of that batch has been made.
+        """
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -113,18 +121,23 @@ class StepBuffers:
             ids += [0] * num_padding
             positions += [0] * num_padding
             slots += [NOT_STORED] * num_padding
+        if num_tokens in self.buckets:
             rows += [0] * (min(num_tokens, self.max_num_rows) - len(rows))
         assert num_tokens <= self.max_num_tokens, f"{num_tokens} tokens in buffers of {self.max_num_tokens}"
         assert len(rows) <= self.max_num_rows, f"{len(rows)} rows of logits in buffers of {self.max_num_rows}"
+        if self._copied is not None:
+            self._copied.synchronize()
         values = self._values
         values[0, :num_tokens] = ids
         values[1, :num_tokens] = positions
         values[2, :num_tokens] = slots
         values[3, : len(rows)] = rows
-        if self._tensors is not self._host:
-            # Asynchronous: who reads the step's logits waits for this copy too, before the buffers are filled again.
+        if self._copied is not None:
             self._tensors.copy_(self._host, non_blocking=True)
+            self._copied.record(torch.cuda.current_stream(self._device))
         tensors = self._tensors
+        if sampled is not None:
+            tensors[0, : len(sampled)].copy_(sampled)
         return StepBatch(
             tensors[0, :num_tokens],
             tensors[1, :num_tokens],
@@ -136,7 +149,13 @@ class StepBuffers:
         )
 
     def _bucket(self, num_tokens: int) -> int:
-        return next((bucket for bucket in self._buckets if bucket >= num_tokens), num_tokens)
+        return next((bucket for bucket in self.buckets if bucket >= num_tokens), num_tokens)
+
+
+def buckets_up_to(most: int) -> list[int]:
+    """Return the buckets for steps of up to ``most`` tokens: small batches are padded little, others by up to seven."""
+    few = [bucket for bucket in (1, 2, 4) if bucket < most]
+    return [*few, *range(8, most, BUCKET_STEP), most]
 
 
 def _slots(table: Sequence[int], start: int, end: int) -> list[int]:

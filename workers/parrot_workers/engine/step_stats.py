@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import time
-from collections.abc import Iterator
+from types import TracebackType
 
 from torch.profiler import record_function
 
@@ -19,8 +18,11 @@ class Phase(enum.StrEnum):
     PLAN = "plan"
     """Choose what runs, allot blocks, look up drafts."""
     MODEL = "model"
-    """Build the batch and compute the logits."""
+    """Build the batch and compute the logits; on a GPU, have them computed."""
     SAMPLE = "sample"
+    """Choose the tokens, likewise."""
+    WAIT = "wait"
+    """Until the tokens are there: the time of a GPU, as far as the host had nothing else to do."""
     POSTPROCESS = "postprocess"
     """Verify drafts, detokenise, look for stops."""
 
@@ -32,6 +34,8 @@ class StepCounts:
     ``num_decode_tokens`` counts sequences that had one token to compute, ``num_prefill_tokens`` the tokens of all
     others and of prompts. ``num_cached_tokens`` are prompt tokens found in the prefix cache, ``num_draft_tokens`` those
     that speculative decoding proposed and ``num_accepted_tokens`` those of them that were right.
+    ``num_ahead_steps`` counts steps that were launched before the tokens of the step before were read, and
+    ``num_discarded_tokens`` what they computed for sequences that had ended by then, which counts as nothing else.
     """
 
     num_steps: int = 0
@@ -42,6 +46,8 @@ class StepCounts:
     num_accepted_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_ahead_steps: int = 0
+    num_discarded_tokens: int = 0
 
     def count(self, chunk: Chunk) -> None:
         """Add a chunk's tokens."""
@@ -60,6 +66,8 @@ class StepCounts:
         self.num_accepted_tokens += step.num_accepted_tokens
         self.num_generated_tokens += step.num_generated_tokens
         self.num_preemptions += step.num_preemptions
+        self.num_ahead_steps += step.num_ahead_steps
+        self.num_discarded_tokens += step.num_discarded_tokens
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,12 +99,29 @@ class PhaseClock:
         self._traced = traced
         self.seconds: dict[Phase, float] = dict.fromkeys(Phase, 0.0)
 
-    @contextlib.contextmanager
-    def measure(self, phase: Phase) -> Iterator[None]:
-        """Count the time of the block to ``phase``."""
-        start = time.perf_counter()
-        try:
-            with record_function(phase) if self._traced else contextlib.nullcontext():
-                yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
+    def measure(self, phase: Phase) -> _Measurement:
+        """Count the time of a ``with`` block to ``phase``."""
+        return _Measurement(self.seconds, phase, record_function(phase) if self._traced else None)
+
+
+class _Measurement:
+    """A class of its own, for there are five in a step: a generator and what it enters take three times as long."""
+
+    __slots__ = ("_phase", "_recorded", "_seconds", "_start_s")
+
+    def __init__(self, seconds: dict[Phase, float], phase: Phase, recorded: record_function | None) -> None:
+        self._seconds = seconds
+        self._phase = phase
+        self._recorded = recorded
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+        if self._recorded is not None:
+            self._recorded.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._recorded is not None:
+            self._recorded.__exit__(kind, error, trace)
+        self._seconds[self._phase] += time.perf_counter() - self._start_s

@@ -36,6 +36,8 @@ class Options:
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
     max_model_len: int | None
+    kv_dtype: str
+    memory_share: float | None
     kv_memory_gib: float | None
     host_kv_memory_gib: float | None
     num_threads: int | None
@@ -117,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-seqs", type=_positive(int), metavar="N", help="sequences that run at once")
     add("--max-num-batched-tokens", type=_positive(int), metavar="N", help="tokens that one step computes")
     add("--max-model-len", type=_positive(int), metavar="N", help="tokens of prompt and output together")
+    add("--kv-dtype", choices=("auto", "fp8"), default="auto", help="of the KV cache; fp8 takes half of the memory")
+    add("--memory-share", type=_positive(float), metavar="X", help="part of the free memory for KV cache and steps")
     add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
     add("--host-kv-memory-gib", type=_positive(float), metavar="X", help="host memory for what the KV cache gives away")
     add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")

@@ -89,13 +89,17 @@ class PagedStep:
         window: int | None,
     ) -> Tensor:
         """Store ``key`` and ``value``, return the paged attention of ``query``."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values, scales = self._cache.keys[layer], self._cache.values[layer], self._cache.scales[layer]
         # Whatever position embedding there is, the model has applied it: nothing is left to rotate.
         angles = self._no_angles
-        query = self._kernels.rope_and_store(query, key, value, angles, angles, self._batch.slots, keys, values)
+        query = self._kernels.rope_and_store(
+            query, key, value, angles, angles, self._batch.slots, keys, values,
+            key_scale=scales.key, value_scale=scales.value,
+        )  # fmt: skip
         out, _ = self._kernels.paged_attention(
-            query, keys, values, self._batch.plan, scale=scale, softcap=softcap, window=window
-        )
+            query, keys, values, self._batch.plan, scale=scale, softcap=softcap, window=window,
+            key_scale=scales.key, value_scale=scales.value,
+        )  # fmt: skip
         return out
 
 

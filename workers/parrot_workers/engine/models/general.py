@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class GeneralModel:
         with attention_backend(PagedStep(self._kernels, batch, cache)):
             return self._logits(batch.ids, batch.positions, batch.rows)
 
-    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
+    def capture(self, full: StepBatch, cache: PagedCache, buckets: Sequence[int] = ()) -> CapturedStep | None:
         """Return None: transformers' code calls torch between our operations."""
 
     def _logits(self, ids: Tensor, positions: Tensor, rows: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parrot_kernels import Backend, CapturedStep, backend_for
+from parrot_kernels import AttentionPlan, Backend, CapturedStep, backend_for
 from parrot_workers.engine.memory import give_back_freed
 from parrot_workers.engine.models.checkpoint import Checkpoint
 from parrot_workers.engine.models.llama_shape import LlamaShape
@@ -29,7 +30,7 @@ class LlamaNetwork:
     """The network alone: ``compute`` is a chain of calls of the backend's operations and of views of their results.
 
     Nothing in it depends on the data, and what it reads are the weights, the cache and the step's buffers, so that it
-    can be recorded once (by a backend that records, or in a CUDA graph) and replayed. ``shape`` and ``weights`` are
+    can be captured (by a backend that records, or in a CUDA graph) and replayed. ``shape`` and ``weights`` are
     those of ``shard``, whose ranks compute together.
     """
 
@@ -56,10 +57,15 @@ class LlamaNetwork:
             # A layer without positions rotates no dimension.
             half = cos.shape[1] if shape.rotates[number] else 0
             keys, values = cache.keys[number], cache.values[number]
-            query = kernels.rope_and_store(query, key, value, cos[:, :half], sin[:, :half], batch.slots, keys, values)
+            scales = cache.scales[number]
+            query = kernels.rope_and_store(
+                query, key, value, cos[:, :half], sin[:, :half], batch.slots, keys, values,
+                key_scale=scales.key, value_scale=scales.value,
+            )  # fmt: skip
             attended, _ = kernels.paged_attention(
-                query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number]
-            )
+                query, keys, values, batch.plan, scale=dim**-0.5, window=shape.windows[number],
+                key_scale=scales.key, value_scale=scales.value,
+            )  # fmt: skip
             added = self.shard.total(kernels.linear(attended.view(-1, heads * dim), layer.output))
             normed, hidden = kernels.add_rms_norm(added, hidden, layer.mlp_norm, eps)
             gated = kernels.silu_mul(kernels.linear(normed, layer.gate_up))
@@ -119,14 +125,21 @@ class LlamaModel:
         """Compute a step; see ``Model``."""
         return self.network.compute(self.kernels, batch, cache)
 
-    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
-        """Have the backend record the network, if it can; ranks that compute together run eagerly."""
+    def capture(self, full: StepBatch, cache: PagedCache, buckets: Sequence[int] = ()) -> CapturedStep | None:
+        """Have the backend capture the network, if it can; ranks that compute together run eagerly."""
         if self.network.shard.size > 1:
             return None
+
+        def step(kernels: Backend, tokens: Sequence[Tensor], picked: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
+            (ids, positions, slots), (rows,) = tokens, picked
+            return self.network.compute(kernels, StepBatch(ids, positions, slots, rows, plan), cache)
+
         return self.kernels.capture(
-            lambda kernels: self.network.compute(kernels, full, cache),
+            step,
             tokens=[full.ids, full.positions, full.slots],
             picked=[full.rows],
+            buckets=buckets,
+            max_context=len(self.network.cos),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -30,7 +31,7 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, activations and cache."""
+        """Of its weights and activations, and of its cache unless another is asked for."""
 
     @property
     def vocab_size(self) -> int:
@@ -59,8 +60,11 @@ class Model(Protocol):
     def forward(self, batch: StepBatch, cache: PagedCache) -> Tensor:
         """Store the keys and values of ``batch`` in ``cache``; return float32 logits [len(batch.rows), vocab_size]."""
 
-    def capture(self, full: StepBatch, cache: PagedCache) -> CapturedStep | None:
-        """Record ``forward`` over the buffers of ``full``, a batch of the most tokens; None if it must run eagerly."""
+    def capture(self, full: StepBatch, cache: PagedCache, buckets: Sequence[int] = ()) -> CapturedStep | None:
+        """Capture ``forward`` over the buffers of ``full``, a batch of the most tokens; None if it must run eagerly.
+
+        On a GPU it is captured for ``buckets``, see ``Backend.capture``.
+        """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,12 +79,14 @@ class Probe:
     logits: Tensor
     model: Model
 
-    def agrees(self, logits: Tensor) -> bool:
-        """Whether ``logits`` [vocab_size] after ``ids`` are transformers', up to the dtype's rounding."""
+    def agrees(self, logits: Tensor, cache_dtype: torch.dtype) -> bool:
+        """Whether ``logits`` [vocab_size] after ``ids`` are transformers', up to the rounding of the model's dtype and
+        that of the cache.
+        """
         expected, actual = self.logits.cpu(), logits.float().cpu()
         if expected.shape != actual.shape:
             return False
-        if self.model.dtype == torch.float32:
+        if self.model.dtype == cache_dtype == torch.float32:
             return bool((expected - actual).abs().max() <= 1e-3 * expected.abs().max() + 1e-5)
         expected, actual = expected - expected.mean(), actual - actual.mean()
         return bool(torch.nn.functional.cosine_similarity(expected, actual, dim=0) > 0.97)
