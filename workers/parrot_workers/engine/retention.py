@@ -17,7 +17,7 @@ class Retentions:
         self._digests: dict[str, tuple[bytes, ...]] = {}
         self._until_s: dict[str, float] = {}
         self._counts: Counter[bytes] = Counter()
-        self._next_s = math.inf
+        self._next_s = math.inf  # nothing is due before; the time of a key that is gone may stand here
 
     def __contains__(self, digest: bytes | None) -> bool:
         return digest in self._counts
@@ -37,7 +37,6 @@ class Retentions:
         """Forget ``key``, unknown ones too; return the hashes that nobody keeps any more."""
         digests = self._digests.pop(key, ())
         self._until_s.pop(key, None)
-        self._next_s = min(self._until_s.values(), default=math.inf)
         freed = []
         for digest in digests:
             self._counts[digest] -= 1
@@ -50,4 +49,7 @@ class Retentions:
         """Return the keys whose time is up; costs nothing while there is none."""
         if now_s < self._next_s:
             return []
-        return [key for key, until_s in self._until_s.items() if until_s <= now_s]
+        due = [key for key, until_s in self._until_s.items() if until_s <= now_s]
+        if not due:
+            self._next_s = min(self._until_s.values(), default=math.inf)
+        return due
