@@ -8,6 +8,7 @@ same rules, then with their group's documents. The common parts have been run be
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from benchmarks.engine.workload import NUM_UNSPOKEN_IDS, Requests
 from benchmarks.gpu.models import SHAPES
 from benchmarks.gpu.report import Aim, Report, Row
 from benchmarks.gpu.run import Run
-from benchmarks.gpu.serving import Contest, Limits, ServedSystem, Work, checked
+from benchmarks.gpu.serving import Limits, ServedSystem, Work, checked, measured
 from benchmarks.gpu.tree import Tree
 from parrot_kernels.gpu.sharing_cost import ENVIRONMENT
 
@@ -33,11 +34,9 @@ COPILOT = "copilot"
 APPLICATIONS = {COPILOT: Tree((1, 32), (6144, 128)), "multi_agent": Tree((1, 4, 32), (1024, 2048, 128))}
 NUM_OUTPUT = 128
 LIMITS = Limits(max_num_seqs=32, max_len=8192, max_batch_tokens=4096, kv_memory_bytes=8 * GIB)
-MODELS = (("8b", 0.65), ("1b", 1.0))
 CHECKS = {COPILOT: Tree((1, 4), (80, 16)), "multi_agent": Tree((1, 2, 4), (16, 16, 16))}
 """The copilot's prefix is as long as it must be to be read once; trees are the kernel benchmark's to check."""
 CHECK_OUTPUT = 2
-CHECK_LIMITS = Limits(max_num_seqs=4, max_len=512, max_batch_tokens=512, kv_memory_bytes=32 << 20)
 COLUMNS = {
     "model": "",
     "dtype": "",
@@ -59,15 +58,11 @@ def measure(run: Run) -> Report:
     """Check in small that all three generate the same tokens, then measure the models until the time is over."""
     # The interpreter's tokens are compared with those of the CPU's own kernels, which also saves a third of the time.
     systems = [system.interpreted() if run.is_dry and system.name != OFF else system for system in SYSTEMS]
-    rows, wrong = checked(run, systems, works("check", CHECKS, CHECK_OUTPUT), CHECK_LIMITS, systems[0])
+    rows, wrong = checked(run, systems, works("check", CHECKS, CHECK_OUTPUT), systems[0])
     right = [system for system in systems if system.name not in wrong]
-    for model, share in () if run.is_dry else MODELS:
-        until_s = run.used_s + share * (run.budget_s - run.used_s)
-        if run.is_over or not right:
-            rows.append({"model": model, "error": "left out: the time was over, or nobody was right"})
-            continue
-        contest = Contest(run, right, model, "bf16", LIMITS, OFF)
-        rows += contest.measure(works(model, APPLICATIONS, NUM_OUTPUT), run.rounds, until_s)
+    rows += measured(
+        run, right, LIMITS, OFF, functools.partial(works, applications=APPLICATIONS, num_output=NUM_OUTPUT)
+    )
     compare(rows)
     return Report("applications", rows, COLUMNS, wrong, [] if run.is_dry else aims(rows))
 

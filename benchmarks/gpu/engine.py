@@ -7,6 +7,7 @@ prefix has been run once before the clock starts. Decoding is measured from the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from benchmarks.engine.peers import PEERS
@@ -16,7 +17,7 @@ from benchmarks.gpu import bandwidth
 from benchmarks.gpu.models import ITEM_BYTES, SHAPES
 from benchmarks.gpu.report import Aim, Report, Row
 from benchmarks.gpu.run import Run
-from benchmarks.gpu.serving import Contest, Limits, ServedSystem, Work, checked
+from benchmarks.gpu.serving import Limits, ServedSystem, Work, checked, measured
 
 OURS, OURS_FP8 = "parrot_mq", "parrot_mq_fp8"
 REFERENCE = ServedSystem("transformers", PEERS["transformers"])
@@ -35,13 +36,10 @@ SYSTEMS = (
 )
 WORKLOADS = (Workload("shared", 512, 64), Workload("unshared", 0, 576))
 BATCHES = (1, 8, 32, 128)
-MODELS = (("8b", 0.65), ("1b", 1.0))
-"""Each model's part of the time that is left."""
 LIMITS = Limits(max_num_seqs=128, max_len=704, max_batch_tokens=2048, kv_memory_bytes=11 << 30)
 """11 GiB hold 90,000 tokens of the 8B shape, of which 128 requests need 82,000: all systems fit 139 GiB together."""
 CHECK_WORKLOADS = (Workload("shared", 32, 16, 4), Workload("unshared", 0, 32, 4))
 CHECK_BATCHES = (1, 4)
-CHECK_LIMITS = Limits(max_num_seqs=4, max_len=512, max_batch_tokens=512, kv_memory_bytes=32 << 20)
 COLUMNS = {
     "model": "",
     "dtype": "",
@@ -68,15 +66,9 @@ def measure(run: Run) -> Report:
             system.interpreted() if system.name == OURS else system for system in SYSTEMS if system.name != OURS_FP8
         ]
     reference = next(system for system in systems if system.name == REFERENCE.name)
-    rows, wrong = checked(run, systems, works("check", CHECK_WORKLOADS, CHECK_BATCHES), CHECK_LIMITS, reference)
+    rows, wrong = checked(run, systems, works("check", CHECK_WORKLOADS, CHECK_BATCHES), reference)
     right = [system for system in systems if system.name not in wrong]
-    for model, share in () if run.is_dry else MODELS:
-        until_s = run.used_s + share * (run.budget_s - run.used_s)
-        if run.is_over or not right:
-            rows.append({"model": model, "error": "left out: the time was over, or nobody was right"})
-            continue
-        contest = Contest(run, right, model, "bf16", LIMITS, reference.name)
-        rows += contest.measure(works(model, WORKLOADS, BATCHES), run.rounds, until_s)
+    rows += measured(run, right, LIMITS, reference.name, functools.partial(works, workloads=WORKLOADS, batches=BATCHES))
     for row in rows:
         if row.get("decode_tokens_per_s"):
             row |= against_floor(row, rate)

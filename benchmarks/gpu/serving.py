@@ -59,6 +59,11 @@ class Limits:
     kv_memory_bytes: int
 
 
+CHECK_LIMITS = Limits(max_num_seqs=4, max_len=512, max_batch_tokens=512, kv_memory_bytes=32 << 20)
+MODELS = (("8b", 0.65), ("1b", 1.0))
+"""What is measured, and each one's part of the time that is left."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
     """``requests(seed)`` are the batches of a round, new for every seed: the last one is measured."""
@@ -169,7 +174,7 @@ def agreement(outputs: Sequence[Sequence[int]], reference: Sequence[Sequence[int
 
 
 def checked(
-    run: Run, systems: Sequence[ServedSystem], works: Sequence[Work], limits: Limits, reference: ServedSystem
+    run: Run, systems: Sequence[ServedSystem], works: Sequence[Work], reference: ServedSystem
 ) -> tuple[list[Row], dict[str, str]]:
     """Compare everybody's tokens with those of ``reference``; return the rows, and who is wrong or failed, and why."""
     rows: list[Row] = []
@@ -177,15 +182,29 @@ def checked(
     for dtype in sorted({system.check_dtype for system in systems}):
         checking = [system for system in systems if system.check_dtype == dtype]
         group = checking if reference in checking else [*checking, reference]
-        measured = Contest(run, group, "check", dtype, limits, reference.name).measure(works, 1, run.budget_s)
-        rows += measured
+        seen = Contest(run, group, "check", dtype, CHECK_LIMITS, reference.name).measure(works, 1, run.budget_s)
+        rows += seen
         for system in checking:
-            own = [row for row in measured if row["system"] == system.name]
+            own = [row for row in seen if row["system"] == system.name]
             if reason := _why_wrong(own, system, reference.name):
                 wrong[system.name] = reason
                 for row in own:
                     row["error"] = reason
     return rows, wrong
+
+
+def measured(
+    run: Run, right: Sequence[ServedSystem], limits: Limits, reference: str, works_of: Callable[[str], Sequence[Work]]
+) -> list[Row]:
+    """Return the rows of ``MODELS`` on the works of each, as far as the time goes; none in a dry run."""
+    rows: list[Row] = []
+    for model, share in () if run.is_dry else MODELS:
+        until_s = run.used_s + share * (run.budget_s - run.used_s)
+        if run.is_over or not right:
+            rows.append({"model": model, "error": "left out: the time was over, or nobody was right"})
+            continue
+        rows += Contest(run, right, model, "bf16", limits, reference).measure(works_of(model), run.rounds, until_s)
+    return rows
 
 
 def _why_wrong(rows: Sequence[Row], system: ServedSystem, reference: str) -> str | None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,7 +190,7 @@ def test_a_contest_ends_in_time_but_not_before_its_first_round(systems: list[Ser
 
 
 def test_who_generates_other_tokens_is_not_measured(systems: list[ServedSystem]) -> None:
-    rows, wrong = serving.checked(Run(CPU, True, 1), systems, [WORK], LIMITS, systems[3])
+    rows, wrong = serving.checked(Run(CPU, True, 1), systems, [WORK], systems[3])
     assert set(wrong) == {"wrong", "failing"}
     assert wrong["wrong"] == "wrong tokens: 0% of them are those of reference"
     assert {row["system"] for row in rows if "error" in row} == {"wrong", "failing"}
@@ -197,7 +198,7 @@ def test_who_generates_other_tokens_is_not_measured(systems: list[ServedSystem])
 
 def test_where_not_every_token_can_be_the_same_most_must_be(systems: list[ServedSystem]) -> None:
     fp8 = dataclasses.replace(systems[0], name="fp8", check_dtype="bf16", least_agreement=0.5)
-    rows, wrong = serving.checked(Run(CPU, True, 1), [fp8, systems[3]], [WORK], LIMITS, systems[3])
+    rows, wrong = serving.checked(Run(CPU, True, 1), [fp8, systems[3]], [WORK], systems[3])
     assert not wrong
     assert {(row["system"], row["dtype"]) for row in rows} == {
         ("fp8", "bf16"), ("reference", "bf16"), ("reference", "f32")
@@ -272,3 +273,24 @@ def test_a_dry_run_with_a_failure_fails(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit, match="failed"):
         command.main()
     assert "wrong by 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("budget_s", "is_anybody_right"), [(0.0, True), (1e9, False), (1e9, True)])
+def test_models_are_measured_as_far_as_the_time_goes(
+    monkeypatch: pytest.MonkeyPatch, budget_s: float, is_anybody_right: bool
+) -> None:
+    right = [ServedSystem("right", PEERS["parrot_mq"])] if is_anybody_right else []
+
+    def measure(contest: Contest, works: list[Work], rounds: int, until_s: float) -> list[dict[str, Any]]:
+        assert 0 < until_s <= budget_s + 1
+        return [{"model": contest._model, "works": len(works), "rounds": rounds}]
+
+    monkeypatch.setattr(Contest, "measure", measure)
+    run = Run(CPU, False, 3, budget_s)
+    rows = serving.measured(run, right, LIMITS, "reference", lambda model: [WORK])
+    assert [row["model"] for row in rows] == ["8b", "1b"]
+    if budget_s and right:
+        assert rows == [{"model": model, "works": 1, "rounds": 3} for model in ("8b", "1b")]
+    else:
+        assert all("left out" in row["error"] for row in rows)
+    assert serving.measured(dataclasses.replace(run, is_dry=True), right, LIMITS, "reference", lambda model: []) == []
