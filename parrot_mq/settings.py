@@ -106,6 +106,22 @@ class SchedulerSettings(_FromEnv):
     lane_credits: int = 8
     """Requests that scripts may put into an idle engine's queue without asking (see ``scheduler.lanes``); 0: none."""
     drain_timeout_s: float = 10.0
+    deduce_objectives: bool = True
+    """What a reader asks of a variable holds for the requests before it too; off: for its own request alone."""
+    task_groups: bool = True
+    """Parallel requests that feed one consumer are placed as one."""
+    prefix_affinity: bool = True
+    """Requests go where their prompt's beginning is cached, or is about to be, if that is worth it."""
+    sibling_admission: bool = True
+    """The members of a task group enter an engine's batch together."""
+    eager_prefill: bool = True
+    """The known beginning of a waiting request's prompt is computed while its other inputs are being made."""
+    streamed_prefill: bool = True
+    """An input that is being generated flows into its reader's prefill."""
+    retain_prefixes: bool = True
+    """What a waiting request will read stays cached before anything that nobody waits for."""
+    single_flight: bool = True
+    """Equal deterministic requests of a tenant that run at the same time run once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

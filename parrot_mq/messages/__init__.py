@@ -1,6 +1,7 @@
 """Typed records that cross a process border: plain data, orjson on the wire, no behaviour of any process."""
 
-from parrot_mq.messages.engine import CostModel, EngineRecord, EngineState
+from parrot_mq.messages.cost import CostModel
+from parrot_mq.messages.engine import EngineRecord, EngineState
 from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
 from parrot_mq.messages.hint import PrefixHint

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from parrot_mq.messages.cost import CostModel
+
 
 class EngineState(enum.StrEnum):
     """Life of an engine incarnation. Only ``ready`` engines are given work."""
@@ -15,30 +17,6 @@ class EngineState(enum.StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CostModel:
-    """Calibrated times of an engine, in milliseconds; zero means not measured.
-
-    A step that decodes ``b`` sequences of ``c`` context tokens in all takes
-    ``decode_base_ms + b * decode_per_seq_ms + c * decode_per_context_token_ms``.
-    """
-
-    prefill_per_token_ms: float = 0.05
-    decode_base_ms: float = 5.0
-    decode_per_seq_ms: float = 0.5
-    decode_per_context_token_ms: float = 0.0
-
-    def prefill_ms(self, num_tokens: int) -> float:
-        """Predicted time to prefill ``num_tokens`` uncached tokens."""
-        return self.prefill_per_token_ms * num_tokens
-
-    def decode_step_ms(self, num_seqs: int, context_tokens: int) -> float:
-        """Predicted time of one decode step."""
-        return (
-            self.decode_base_ms + self.decode_per_seq_ms * num_seqs + self.decode_per_context_token_ms * context_tokens
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
