@@ -22,7 +22,7 @@ from parrot_workers.worker.backlog import Backlog, Waiting
 from parrot_workers.worker.plan import Plan
 from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prefix_salt, prompt_segments
 from parrot_workers.worker.run import Run, sequence_id
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import Stepper, monotonic_s
 from parrot_workers.worker.table import RunTable
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Claimer:
         self,
         settings: WorkerSettings,
         table: RunTable,
-        stepper: StepThread,
+        stepper: Stepper,
         engine_id: Callable[[], str],
         identity: Callable[[], str],
         begin: Callable[[Run], None],
