@@ -19,10 +19,11 @@ from parrot_mq.store.records import Assignment, Claim, Control
 from parrot_workers.engine.port import SequenceInput
 from parrot_workers.worker.admitted import Admitted
 from parrot_workers.worker.backlog import Backlog, Waiting
+from parrot_workers.worker.flights import MAX_FOLLOWERS, Flights
 from parrot_workers.worker.plan import Plan
 from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prefix_salt, prompt_segments
 from parrot_workers.worker.run import Run, sequence_id
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import monotonic_s
 from parrot_workers.worker.table import RunTable
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Claimer:
         self,
         settings: WorkerSettings,
         table: RunTable,
-        stepper: StepThread,
+        flights: Flights,
         engine_id: Callable[[], str],
         identity: Callable[[], str],
         begin: Callable[[Run], None],
@@ -54,7 +55,7 @@ class Claimer:
     ) -> None:
         self._settings = settings
         self._table = table
-        self._stepper = stepper
+        self._flights = flights
         self._engine_id = engine_id
         self._identity = identity
         self._begin = begin
@@ -189,33 +190,53 @@ class Claimer:
     def _add(self, run: Run, function: FunctionRecord, texts: dict[str, str]) -> None:
         inputs = {value.id: value for value in run.claim.inputs}
         segments = prompt_segments(run.spec, function, inputs, texts, self._identity())
-        self._stepper.add(
+        self._flights.board(
+            run,
             SequenceInput(
                 id=run.id,
                 segments=segments,
                 sampling=run.spec.sampling,
-                objective=run.plan.objective,
+                objective=run.objective,
                 rank=run.plan.rank,
                 salt=prefix_salt(run.claim.tenant, share_prefixes=run.spec.share_prefixes),
                 forced_ids=run.claim.published_ids,
-            )
+            ),
         )
 
     def _room(self) -> int:
         num_unbegun = sum(admitted.run is None for admitted in self._claiming.values())
-        free = self.capacity - self._table.num_in_engine - num_unbegun
-        unwritten = MAX_UNWRITTEN - (len(self._table) - self._table.num_in_engine)
-        return max(0, min(free, unwritten))
+        free = self.capacity - (self._table.num_in_engine - self._flights.num_followers) - num_unbegun
+        return max(0, min(free, self._unwritten_room()))
+
+    def _unwritten_room(self) -> int:
+        return MAX_UNWRITTEN - (len(self._table) - self._table.num_in_engine)
 
     def _admit(self) -> None:
-        """Give the engine's free slots to what waits, and begin what can begin without its claim."""
-        if self._closed or not self.backlog:
-            return
-        for waiting in self.backlog.pop(self._room()):
-            admitted = self._claiming[waiting.id] = Admitted(waiting)
-            self._admitted.append(admitted)
-            if (offer := waiting.assignment.offer) is not None:
-                admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
+        """Give the engine's free slots to what waits, and begin what can begin without its claim.
+
+        What is equal to something that has a slot needs none: it is admitted to a full engine too.
+        """
+        while not self._closed and (batch := self.backlog.pop(self._room())):
+            for waiting in batch:
+                self._admit_one(waiting)
+        if not self._closed and self.backlog.num_in_flights:
+            for waiting in self.backlog.pop_flights(self._flying(), self._follower_room()):
+                self._admit_one(waiting)
+
+    def _admit_one(self, waiting: Waiting) -> None:
+        admitted = self._claiming[waiting.id] = Admitted(waiting)
+        self._admitted.append(admitted)
+        if (offer := waiting.assignment.offer) is not None:
+            admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
+
+    def _flying(self) -> set[str | None]:
+        """Return the digests of the flights that have begun, or are about to."""
+        digests = {admitted.waiting.plan.flight for admitted in self._claiming.values()}
+        return digests | {run.plan.flight for run in self._table if run.in_engine}
+
+    def _follower_room(self) -> int:
+        num_unbegun = sum(admitted.run is None for admitted in self._claiming.values())
+        return max(0, min(MAX_FOLLOWERS - self._flights.num_followers - num_unbegun, self._unwritten_room()))
 
     def _unbegun(self) -> list[Waiting]:
         """Take out what waits, and what was admitted without having begun."""
