@@ -135,4 +135,4 @@ class WorkerSettings(_FromEnv):
     emit_interval_ms: float = 20.0
     """Streamed pieces are joined for this long before they are written."""
     single_flight: bool = True
-    """Equal deterministic requests of a tenant that run here at the same time run once, unless the scheduler says no."""
+    """Equal deterministic requests of a tenant that run here at a time run once; the scheduler can say no as well."""

@@ -19,6 +19,7 @@ from parrot_workers.worker.hints import HintTaker
 from parrot_workers.worker.plan import control_objective
 from parrot_workers.worker.run import Leases, Run
 from parrot_workers.worker.stepper import StepThread
+from parrot_workers.worker.submitter import Submitter
 from parrot_workers.worker.table import RunTable
 from parrot_workers.worker.vitals import Vitals
 
@@ -47,13 +48,13 @@ class Runner:
             self.table,
             self.flights,
             lambda: vitals.engine_id,
-            lambda: self.delivery.identity,
             self._begin,
             self._confirm,
             self.drop,
             self._reject,
         )
-        self._hints = HintTaker(group, stepper, self.claimer.functions, lambda: self.delivery.identity)
+        self._submitter = Submitter(self.flights, lambda: self.delivery.identity)
+        self._hints = HintTaker(group, stepper, self._submitter.functions, lambda: self.delivery.identity)
 
     def receive(self, store: EngineStore, assignments: Sequence[Assignment], controls: Sequence[Control]) -> None:
         """Take what arrived in one partition."""
@@ -137,7 +138,7 @@ class Runner:
         if run.dropped:
             return
         try:
-            if not self.claimer.submit_at_once(run):
+            if not self._submitter.submit_at_once(run):
                 self._group.create_task(self._submit(run))
         except InvalidRequest as error:
             self._group.create_task(self._fail(run, error, retry=False))
@@ -156,7 +157,7 @@ class Runner:
 
     async def _submit(self, run: Run) -> None:
         try:
-            await self.claimer.submit(run)
+            await self._submitter.submit(run)
             self.claimer.wake()  # it may have joined another one, and left its slot
         except InvalidRequest as error:
             await self._fail(run, error, retry=False)
