@@ -40,6 +40,8 @@ class VariableNode:
     producer: RequestNode | None = None
     consumers: dict[str, RequestNode] = dataclasses.field(default_factory=dict)
     resolved: bool = False
+    flows: bool = False
+    """It has its value, or its producer was dispatched."""
     digest: str = ""
     size_bytes: int = 0
     objective: Objective | None = None
@@ -52,6 +54,7 @@ class RequestNode:
     ``rev`` is the newest revision of its hash that was seen: older news is ignored. ``depth`` is its stage in the
     graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``).
     ``prefix`` are the digests of its prompt's variable boundaries with the tokens up to each, shortest first.
+    ``transformed``: its output's value may differ from the text that is generated.
     """
 
     id: str
@@ -72,6 +75,8 @@ class RequestNode:
     priority: int = 0
     max_tokens: int = DEFAULT_MAX_TOKENS
     exact_length: bool = False
+    transformed: bool = False
+    share_prefixes: bool = False
     objective: Objective | None = None
     group: TaskGroup | None = None
     output_tokens: int = 0
@@ -79,6 +84,9 @@ class RequestNode:
     prefix: tuple[tuple[str, int], ...] = ()
     engine: str = ""
     fence: str = ""
+    planned_engine: str = ""
+    """Where its prompt's first ``planned_tokens`` tokens are kept or computed for it while it waits ("": nowhere)."""
+    planned_tokens: int = 0
     told: ObjectiveKind = ObjectiveKind.LATENCY
     """What its engine takes it to be for."""
     key_ms: float = 0.0
@@ -128,4 +136,6 @@ def new_request(
         priority=spec.get("priority", 0),
         max_tokens=sampling.get("max_tokens", DEFAULT_MAX_TOKENS),
         exact_length=sampling.get("ignore_eos", False),
+        transformed="transform" in spec,
+        share_prefixes=spec.get("share_prefixes") is True,
     )
