@@ -33,7 +33,7 @@ class PrefixHint:
     bindings: dict[str, Binding] = pydantic.Field(default_factory=dict)
     share_prefixes: bool = False
     retain_s: Annotated[float, pydantic.Field(ge=0, le=MAX_RETAIN_S, allow_inf_nan=False)] = 0.0
-    follow: str = ""
+    follow: Annotated[str, pydantic.Field(max_length=200)] = ""
 
     def to_json(self) -> str:
         """Return the hint as one line of JSON, defaults left out."""

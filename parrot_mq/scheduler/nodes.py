@@ -84,11 +84,18 @@ class RequestNode:
     prefix: tuple[tuple[str, int], ...] = ()
     engine: str = ""
     fence: str = ""
-    planned_engine: str = ""
-    """Where its prompt's first ``planned_tokens`` tokens are kept or computed for it while it waits ("": nowhere)."""
-    planned_tokens: int = 0
     told: ObjectiveKind = ObjectiveKind.LATENCY
     """What its engine takes it to be for."""
+    planned_engine: str = ""
+    """While it waits: the engine that its prompt's beginning is prepared on; its prefix counts as resident there."""
+    planned_tokens: int = 0
+    """How much of it: tokens of the prompt that are computed, or kept, there."""
+    before_ms: float = 0.0
+    """Expected time along the graph until it can start, from the submit of what it depends on."""
+    remaining_ms: float = 0.0
+    """Expected time along the graph from its end until what somebody waits for is done; 0 if that is its own output."""
+    slack_ms: float = 0.0
+    """How much later than expected it may start without delaying what somebody waits for; 0 on the critical path."""
     key_ms: float = 0.0
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,9 +59,11 @@ _EVENTS = st.lists(
 
 
 @given(_EVENTS)
-def test_the_budget_holds_and_the_nearest_come_first(events: list[tuple[str, ...]]) -> None:
+def test_the_budget_holds_and_the_nearest_come_first(events: list[tuple[Any, ...]]) -> None:
     books = Retention(100)
-    budget, wished, told = 100, {}, set()
+    budget = 100
+    wished: dict[str, tuple[int, int]] = {}
+    told: set[str] = set()
     for name, *args in events:
         if name == "want":
             key, num_tokens, at = args
