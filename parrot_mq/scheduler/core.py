@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.scheduler.ahead import Ahead
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
@@ -52,7 +53,10 @@ class Core:
         """Requests of models known to be unknown, for the shell to reject."""
         self.upgraded: deque[RequestNode] = deque()
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
+        self.groups_siblings = settings.sibling_admission
+        """Whether engines are told which requests to admit together."""
         self._step_ms = NOMINAL_STEP_MS
+        self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self.duration_ms)
 
     # News from the intake ---------------------------------------------------------------------------------------------
 
@@ -66,6 +70,7 @@ class Core:
         node.output_tokens = self.lengths.expected(node)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
+        self.ahead.added(node)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
             self._inherit(node)
         return node
@@ -90,7 +95,9 @@ class Core:
 
     def resolve(self, variable_id: str, digest: str, size_bytes: int) -> None:
         """A variable has its value, or an error (without a digest)."""
-        self.graph.resolve(variable_id, digest, size_bytes)
+        variable = self.graph.resolve(variable_id, digest, size_bytes)
+        if variable is not None:
+            self.ahead.resolved(variable)
 
     def finish(self, node: RequestNode, num_output_tokens: int = 0) -> None:
         """A request is done, dead or cancelled: forget it."""
@@ -101,6 +108,7 @@ class Core:
         if node.model:
             self.models.ended(node)
         self.graph.remove(node)
+        self.ahead.finished(node)
 
     def want(self, variable_id: str, objective: Objective) -> None:
         """A reader stated an objective for a variable."""
@@ -134,6 +142,7 @@ class Core:
             return
         self._describe(node)
         self._put(node)
+        self.ahead.queued(node)
 
     def _put(self, node: RequestNode) -> None:
         node.key_ms = order_key_ms(node, self.duration_ms(node))
@@ -153,6 +162,7 @@ class Core:
                 self.ready.discard(node)
                 self._describe(node)
                 self._put(node)
+        self.ahead.described(nodes)
 
     def duration_ms(self, node: RequestNode) -> float:
         """Return how long a request is expected to run, in milliseconds."""
@@ -167,6 +177,7 @@ class Core:
             node = placement.request
             node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
             node.told = ObjectiveKind.LATENCY if node.objective is None else node.objective.kind
+            self.ahead.dispatched(node)
         return plan
 
     def put_back(self, node: RequestNode, *, engine_gone: bool) -> None:
@@ -186,6 +197,7 @@ class Core:
         self._describe(node)
         if engine_id:
             self.load_of(engine_id).charge(node, 0.0)
+            self.ahead.dispatched(node)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -200,6 +212,7 @@ class Core:
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
         self.load_of(engine_id).charge(node, now_s * 1000)
+        self.ahead.dispatched(node)
         if node.objective is not None:
             self._changed([node])
 
@@ -212,6 +225,7 @@ class Core:
             if (load := self.engines.get(node.engine)) is not None:
                 load.discharge(node.id)
             node.engine = node.fence = ""
+            self.ahead.undispatched(node)
 
     # Engines ----------------------------------------------------------------------------------------------------------
 
@@ -245,7 +259,9 @@ class Core:
     def forget_engine(self, engine_id: str) -> None:
         """Drop a dead engine of which nothing is left."""
         load = self.engines.pop(engine_id, None)
+        self.ahead.engine_gone(engine_id)
         for request_id in load.outstanding if load is not None else ():
             node = self.graph.requests.get(request_id)
             if node is not None and node.engine == engine_id:
                 node.engine = node.fence = ""
+                self.ahead.undispatched(node)
