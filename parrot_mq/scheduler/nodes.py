@@ -81,6 +81,10 @@ class RequestNode:
     fence: str = ""
     told: ObjectiveKind = ObjectiveKind.LATENCY
     """What its engine takes it to be for."""
+    call_digest: bytes = b""
+    """What is fixed about its output at the submit (see ``policy.flights``); empty if it is not deterministic."""
+    flight: str | None = None
+    """What equal requests have in common, once it is ready; None if it has no equals, empty if it shall have none."""
     key_ms: float = 0.0
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0
