@@ -6,10 +6,12 @@ the store.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from typing import Any
 
 from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.scheduler.equals import Equals
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
@@ -43,6 +45,7 @@ class Core:
         self.graph = Graph()
         self.ready = ReadyQueue()
         self.engines: dict[str, EngineLoad] = {}
+        self.equals = Equals(self.ready, self.engines, is_on=settings.single_flight)
         self.templates = Templates()
         self.lengths = OutputLengths()
         self.holds = Holds(settings.batch_hold_ms / 1000)
@@ -64,6 +67,7 @@ class Core:
         if node is None:
             return None
         node.output_tokens = self.lengths.expected(node)
+        self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
@@ -85,7 +89,7 @@ class Core:
             return
         node.rev = rev
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state = RequestState.WAITING
 
     def resolve(self, variable_id: str, digest: str, size_bytes: int) -> None:
@@ -96,7 +100,7 @@ class Core:
         """A request is done, dead or cancelled: forget it."""
         self.lengths.observe(node, num_output_tokens)
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state = RequestState.DONE
         if node.model:
             self.models.ended(node)
@@ -120,7 +124,7 @@ class Core:
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:
-            if node in self.ready:
+            if node in self.equals:
                 self._put(node)
             elif node.engine and node.objective is not None and node.objective.kind is not node.told:
                 node.told = node.objective.kind
@@ -130,14 +134,14 @@ class Core:
 
     def enqueue(self, node: RequestNode) -> None:
         """Queue a ready request, unless its batch is held."""
-        if node.state is not RequestState.READY or node in self.ready or self.holds.keep(node):
+        if node.state is not RequestState.READY or node in self.equals or self.holds.keep(node):
             return
         self._describe(node)
         self._put(node)
 
     def _put(self, node: RequestNode) -> None:
         node.key_ms = order_key_ms(node, self.duration_ms(node))
-        self.ready.put(node)
+        self.equals.put(node)
 
     def _describe(self, node: RequestNode) -> None:
         template = self.templates.get(node)
@@ -145,12 +149,13 @@ class Core:
         node.prompt_tokens = prompt_tokens(template, node)
         if template is not None:
             node.prefix = tuple(boundaries(template, node))
+        self.equals.describe(node)
 
     def describe(self, nodes: list[RequestNode]) -> None:
         """Digest prompts that were queued before their template was here."""
         for node in nodes:
-            if node in self.ready and not node.prefix:
-                self.ready.discard(node)
+            if node in self.equals and not node.prefix:
+                self.equals.discard(node)
                 self._describe(node)
                 self._put(node)
 
@@ -162,7 +167,9 @@ class Core:
 
     def decide(self, now_ms: float) -> Plan:
         """Decide what starts now, and take it as dispatched until the store says otherwise."""
-        plan = decide(self.ready, self.engines.values(), now_ms)
+        together = self.equals.board().placements
+        plan = self.equals.depart(decide(self.ready, self.engines.values(), now_ms))
+        plan = dataclasses.replace(plan, placements=(*together, *plan.placements))
         for placement in plan.placements:
             node = placement.request
             node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
@@ -181,11 +188,11 @@ class Core:
     def adopt(self, node: RequestNode, engine_id: str, fence: str) -> None:
         """A request turned out to be dispatched already, by an earlier leader."""
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         self._describe(node)
         if engine_id:
-            self.load_of(engine_id).charge(node, 0.0)
+            self.equals.charge(node, self.load_of(engine_id), 0.0)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -194,23 +201,23 @@ class Core:
         node.rev = rev
         self.lanes.used(node.model)
         self._undispatch(node)
-        if node not in self.ready:
+        if node not in self.equals:
             self._describe(node)
         self.ready.take(node)
+        self.equals.discard(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
-        self.load_of(engine_id).charge(node, now_s * 1000)
+        self.equals.charge(node, self.load_of(engine_id), now_s * 1000)
         if node.objective is not None:
             self._changed([node])
 
     def due_lanes(self) -> dict[str, Lane] | None:
         """Return the lanes to grant from now on; None if they are as they should be."""
-        return self.lanes.due(self.engines.values(), idle=not len(self.ready) and not len(self.holds))
+        return self.lanes.due(self.engines.values(), idle=self.equals.is_idle and not len(self.holds))
 
     def _undispatch(self, node: RequestNode) -> None:
         if node.engine:
-            if (load := self.engines.get(node.engine)) is not None:
-                load.discharge(node.id)
+            self.equals.discharge(node)
             node.engine = node.fence = ""
 
     # Engines ----------------------------------------------------------------------------------------------------------
@@ -244,8 +251,10 @@ class Core:
 
     def forget_engine(self, engine_id: str) -> None:
         """Drop a dead engine of which nothing is left."""
-        load = self.engines.pop(engine_id, None)
-        for request_id in load.outstanding if load is not None else ():
+        outstanding = self.equals.outstanding(engine_id)
+        self.engines.pop(engine_id, None)
+        for request_id in outstanding:
             node = self.graph.requests.get(request_id)
             if node is not None and node.engine == engine_id:
+                self.equals.discharge(node)
                 node.engine = node.fence = ""

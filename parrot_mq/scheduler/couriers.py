@@ -59,7 +59,7 @@ class LaneCourier(_Courier):
             if lanes is not None:
                 self._core.lanes.granted(lanes)  # before the store has them: what is used from now on counts
                 for store in self._stores:
-                    await store.grant(lanes, share=len(self._stores))
+                    await store.grant(lanes, share=len(self._stores), single_flight=self._core.equals.is_on)
             await self.bell.wait(IDLE_S)
 
 

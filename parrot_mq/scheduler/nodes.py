@@ -89,6 +89,10 @@ class RequestNode:
     """Expected time along the graph from its end until what somebody waits for is done; 0 if that is its own output."""
     slack_ms: float = 0.0
     """How much later than expected it may start without delaying what somebody waits for; 0 on the critical path."""
+    call_digest: bytes = b""
+    """What is fixed about its output at the submit (see ``policy.flights``); empty if it is not deterministic."""
+    flight: str | None = None
+    """What equal requests have in common, once it is ready; None if it has no equals, empty if it shall have none."""
     key_ms: float = 0.0
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0

@@ -1,5 +1,6 @@
 """Scheduling policy: decisions from what is known, without I/O and without a clock."""
 
+from parrot_mq.scheduler.policy.flights import Flights, call_digest, flight_digest
 from parrot_mq.scheduler.policy.lengths import OutputLengths
 from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.objective import deduce, upstream
@@ -10,6 +11,7 @@ from parrot_mq.scheduler.policy.prefix import Template, boundaries, prompt_token
 
 __all__ = [
     "EngineLoad",
+    "Flights",
     "OutputLengths",
     "Placement",
     "Plan",
@@ -17,8 +19,10 @@ __all__ = [
     "Reason",
     "Template",
     "boundaries",
+    "call_digest",
     "decide",
     "deduce",
+    "flight_digest",
     "order_key_ms",
     "plan_json",
     "prompt_tokens",
