@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.scheduler.ahead import Ahead
 from parrot_mq.scheduler.equals import Equals
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
@@ -56,6 +57,7 @@ class Core:
         self.upgraded: deque[RequestNode] = deque()
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
         self._step_ms = NOMINAL_STEP_MS
+        self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self.duration_ms)
 
     # News from the intake ---------------------------------------------------------------------------------------------
 
@@ -70,6 +72,7 @@ class Core:
         self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
+        self.ahead.added(node)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
             self._inherit(node)
         return node
@@ -94,7 +97,9 @@ class Core:
 
     def resolve(self, variable_id: str, digest: str, size_bytes: int) -> None:
         """A variable has its value, or an error (without a digest)."""
-        self.graph.resolve(variable_id, digest, size_bytes)
+        variable = self.graph.resolve(variable_id, digest, size_bytes)
+        if variable is not None:
+            self.ahead.resolved(variable)
 
     def finish(self, node: RequestNode, num_output_tokens: int = 0) -> None:
         """A request is done, dead or cancelled: forget it."""
@@ -105,6 +110,7 @@ class Core:
         if node.model:
             self.models.ended(node)
         self.graph.remove(node)
+        self.ahead.finished(node)
 
     def want(self, variable_id: str, objective: Objective) -> None:
         """A reader stated an objective for a variable."""
@@ -138,6 +144,7 @@ class Core:
             return
         self._describe(node)
         self._put(node)
+        self.ahead.queued(node)
 
     def _put(self, node: RequestNode) -> None:
         node.key_ms = order_key_ms(node, self.duration_ms(node))
@@ -158,6 +165,7 @@ class Core:
                 self.equals.discard(node)
                 self._describe(node)
                 self._put(node)
+        self.ahead.described(nodes)
 
     def duration_ms(self, node: RequestNode) -> float:
         """Return how long a request is expected to run, in milliseconds."""
@@ -174,6 +182,7 @@ class Core:
             node = placement.request
             node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
             node.told = ObjectiveKind.LATENCY if node.objective is None else node.objective.kind
+            self.ahead.dispatched(node)
         return plan
 
     def put_back(self, node: RequestNode, *, engine_gone: bool) -> None:
@@ -193,6 +202,7 @@ class Core:
         self._describe(node)
         if engine_id:
             self.equals.charge(node, self.load_of(engine_id), 0.0)
+            self.ahead.dispatched(node)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -208,6 +218,7 @@ class Core:
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
         self.equals.charge(node, self.load_of(engine_id), now_s * 1000)
+        self.ahead.dispatched(node)
         if node.objective is not None:
             self._changed([node])
 
@@ -219,6 +230,7 @@ class Core:
         if node.engine:
             self.equals.discharge(node)
             node.engine = node.fence = ""
+            self.ahead.undispatched(node)
 
     # Engines ----------------------------------------------------------------------------------------------------------
 
@@ -253,8 +265,10 @@ class Core:
         """Drop a dead engine of which nothing is left."""
         outstanding = self.equals.outstanding(engine_id)
         self.engines.pop(engine_id, None)
+        self.ahead.engine_gone(engine_id)
         for request_id in outstanding:
             node = self.graph.requests.get(request_id)
             if node is not None and node.engine == engine_id:
                 self.equals.discharge(node)
                 node.engine = node.fence = ""
+                self.ahead.undispatched(node)

@@ -40,6 +40,8 @@ class VariableNode:
     producer: RequestNode | None = None
     consumers: dict[str, RequestNode] = dataclasses.field(default_factory=dict)
     resolved: bool = False
+    flows: bool = False
+    """It has its value, or its producer was dispatched."""
     digest: str = ""
     size_bytes: int = 0
     objective: Objective | None = None
@@ -52,6 +54,7 @@ class RequestNode:
     ``rev`` is the newest revision of its hash that was seen: older news is ignored. ``depth`` is its stage in the
     graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``).
     ``prefix`` are the digests of its prompt's variable boundaries with the tokens up to each, shortest first.
+    ``transformed``: its output's value may differ from the text that is generated.
     """
 
     id: str
@@ -72,6 +75,8 @@ class RequestNode:
     priority: int = 0
     max_tokens: int = DEFAULT_MAX_TOKENS
     exact_length: bool = False
+    transformed: bool = False
+    share_prefixes: bool = False
     objective: Objective | None = None
     group: TaskGroup | None = None
     output_tokens: int = 0
@@ -83,6 +88,8 @@ class RequestNode:
     """What its engine takes it to be for."""
     planned_engine: str = ""
     """While it waits: the engine that its prompt's beginning is prepared on; its prefix counts as resident there."""
+    planned_tokens: int = 0
+    """How much of it: tokens of the prompt that are computed, or kept, there."""
     before_ms: float = 0.0
     """Expected time along the graph until it can start, from the submit of what it depends on."""
     remaining_ms: float = 0.0
@@ -140,4 +147,6 @@ def new_request(
         priority=spec.get("priority", 0),
         max_tokens=sampling.get("max_tokens", DEFAULT_MAX_TOKENS),
         exact_length=sampling.get("ignore_eos", False),
+        transformed="transform" in spec,
+        share_prefixes=spec.get("share_prefixes") is True,
     )

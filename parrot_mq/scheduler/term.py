@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.couriers import LaneCourier, LengthCourier, ObjectiveCourier, TemplateCourier
+from parrot_mq.scheduler.couriers import HintCourier, LaneCourier, LengthCourier, ObjectiveCourier, TemplateCourier
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
 from parrot_mq.scheduler.imports import Imports
@@ -48,6 +48,7 @@ class Term:
         self._objectives = ObjectiveCourier(core, stores, over)
         self._lanes = LaneCourier(core, stores, over)
         self._lengths = LengthCourier(core, stores, over, settings.learn_interval_s)
+        self._hints = HintCourier(core, stores, over)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -70,6 +71,7 @@ class Term:
                 self._objectives,
                 self._lanes,
                 self._lengths,
+                self._hints,
             ]
             for loop in loops:
                 tasks.create_task(self._until(loop.run()), name=f"scheduler-{type(loop).__name__}")
@@ -93,6 +95,7 @@ class Term:
                 self._objectives.bell,
                 self._lanes.bell,
                 self._lengths.bell,
+                self._hints.bell,
             ):
                 bell.ring()
 

@@ -8,6 +8,7 @@ from parrot_mq.scheduler.policy.order import ReadyQueue, order_key_ms
 from parrot_mq.scheduler.policy.place import Placement, Reason
 from parrot_mq.scheduler.policy.policy import Plan, decide, plan_json
 from parrot_mq.scheduler.policy.prefix import Template, boundaries, prompt_tokens
+from parrot_mq.scheduler.policy.retention import Retention
 
 __all__ = [
     "EngineLoad",
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "ReadyQueue",
     "Reason",
+    "Retention",
     "Template",
     "boundaries",
     "call_digest",
