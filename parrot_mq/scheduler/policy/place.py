@@ -11,6 +11,12 @@ from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS
 from parrot_mq.scheduler.policy.load import EngineLoad
 
 
+LOAD_BOUND = 1.25
+"""Queued sharers of a prefix stay together while their predicted completion is within this factor of the best
+elsewhere: what a prediction for one cannot see is that others wait for the engine that would compute the prefix again.
+"""
+
+
 class Reason(enum.StrEnum):
     """Why a request goes to an engine."""
 
@@ -40,12 +46,15 @@ class Placement:
     considered: tuple[tuple[str, float], ...] = ()
 
 
-def best_placement(node: RequestNode, candidates: Iterable[EngineLoad], now_ms: float) -> Placement | None:
+def best_placement(
+    node: RequestNode, candidates: Iterable[EngineLoad], now_ms: float, *, beside: EngineLoad | None = None
+) -> Placement | None:
     """Place ``node`` on the candidate that admits it and is predicted to finish it first; None if none admits it.
 
     Uncached prefix tokens and the delay to urgent requests are in the prediction. So a request goes where its prefix
     is as long as waiting there is predicted to take less than computing the prefix elsewhere, and to a second engine
     from then on: nothing piles up on one. Ties go to the engine with the fewest outstanding requests, then by id.
+    ``beside``: where a sharer of its prefix was just placed, which is good enough within ``LOAD_BOUND``.
     """
     compared = [
         (engine.completion_ms(node, now_ms), engine.num_outstanding, engine.id, engine)
@@ -55,8 +64,13 @@ def best_placement(node: RequestNode, candidates: Iterable[EngineLoad], now_ms: 
     if not compared:
         return None
     best = min(compared)
+    reason = Reason.COMPLETION
+    if beside is not None:
+        near = next((c for c in compared if c[3] is beside and c[0] <= LOAD_BOUND * best[0]), None)
+        if near is not None:
+            best, reason = near, Reason.SHARERS
     predicted_ms, _, _, engine = best
-    resident = bool(node.prefix) and engine.cached_tokens(node, now_ms) >= MIN_SHARED_TOKENS
+    if reason is not Reason.SHARERS and node.prefix and engine.cached_tokens(node, now_ms) >= MIN_SHARED_TOKENS:
+        reason = Reason.RESIDENT
     considered = tuple((its_id, ms) for ms, _, its_id, _ in compared if its_id != engine.id)
-    reason = Reason.RESIDENT if resident else Reason.COMPLETION
     return Placement(node, engine, reason, predicted_ms, considered)

@@ -119,10 +119,10 @@ class _Round:
             if sharer.group is not None or sharer.key_ms > latest_ms:
                 continue
             candidates = self._fleet.candidates(sharer, self._now_ms, self._kept)
-            found = best_placement(sharer, candidates, self._now_ms)
+            found = best_placement(sharer, candidates, self._now_ms, beside=engine)
             if found is None or found.engine is not engine:
                 break
-            self._place(dataclasses.replace(found, reason=Reason.SHARERS))
+            self._place(found)
 
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
