@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Collection, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord

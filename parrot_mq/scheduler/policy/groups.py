@@ -37,14 +37,10 @@ def divide(members: Sequence[RequestNode], candidates: Sequence[EngineLoad], now
     engines = free or engines  # dispatching ahead to a full engine makes no sense where another could start it at once
     if not engines:
         return []
-    shared = _shared_tokens(members)
+    shared = min(_shared_tokens(members), first.prompt_tokens)
 
     def part(engine: EngineLoad, size: int) -> Part:
-        return Part(
-            engine,
-            size,
-            engine.completion_ms(first, now_ms, count=size, shared_tokens=min(shared, first.prompt_tokens)),
-        )
+        return Part(engine, size, engine.completion_ms(first, now_ms, count=size, shared_tokens=shared))
 
     rooms = {engine.id: _fitting(engine, first, shared, now_ms) for engine in engines}
     whole = [part(engine, count) for engine in engines if rooms[engine.id] >= count]

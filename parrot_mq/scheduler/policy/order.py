@@ -2,8 +2,8 @@
 
 Within a tenant by a key that is fixed when a request is queued: the time its program was submitted (first come, first
 served among applications), moved by bounded amounts for its objective, its slack (0 on the critical path of its
-program), its depth (deeper requests finish programs) and its priority. As the amounts are bounded, whatever is submitted
-``MAX_SHIFT_MS`` later comes later: nobody starves.
+program), its depth (deeper requests finish programs) and its priority. As the amounts are bounded, whatever is
+submitted ``MAX_SHIFT_MS`` later comes later: nobody starves.
 
 Between tenants: the one that was served the fewest tokens so far comes first (virtual counters, Sheng et al., OSDI'24).
 What is served at once is a request, or a task group or prefix sharers with it; between two tenants that both wait all

@@ -10,7 +10,6 @@ from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS
 from parrot_mq.scheduler.policy.load import EngineLoad
 
-
 LOAD_BOUND = 1.25
 """Queued sharers of a prefix stay together while their predicted completion is within this factor of the best
 elsewhere: what a prediction for one cannot see is that others wait for the engine that would compute the prefix again.
