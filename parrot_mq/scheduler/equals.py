@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from parrot_mq.messages import EngineState
@@ -25,7 +26,7 @@ MAX_TOGETHER = 512
 class Equals:
     """Queues and charges requests so that equal ones count once. Off (``is_on``), each counts for itself."""
 
-    def __init__(self, ready: ReadyQueue, engines: dict[str, EngineLoad], *, is_on: bool) -> None:
+    def __init__(self, ready: ReadyQueue, engines: Mapping[str, EngineLoad], *, is_on: bool) -> None:
         self._ready = ready
         self._engines = engines
         self.flights = Flights()

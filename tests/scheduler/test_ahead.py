@@ -18,12 +18,12 @@ LONG = 4 * 400
 """Bytes of a constant of 400 tokens: 40 ms of prefill on the engines here."""
 SHORT = 4 * 16
 PREFILL, RETAIN, RELEASE = OrderKind.PREFILL, OrderKind.RETAIN, OrderKind.RELEASE
-ALL = SchedulerSettings()
-EAGER = SchedulerSettings(streamed_prefill=False)
-ONLY_EAGER = SchedulerSettings(streamed_prefill=False, retain_prefixes=False)
-ONLY_STREAMED = SchedulerSettings(eager_prefill=False, retain_prefixes=False)
-ONLY_RETAIN = SchedulerSettings(eager_prefill=False, streamed_prefill=False)
-OFF = SchedulerSettings(eager_prefill=False, streamed_prefill=False, retain_prefixes=False)
+ALL = SchedulerSettings(single_flight=False)
+EAGER = SchedulerSettings(single_flight=False, streamed_prefill=False)
+ONLY_EAGER = SchedulerSettings(single_flight=False, streamed_prefill=False, retain_prefixes=False)
+ONLY_STREAMED = SchedulerSettings(single_flight=False, eager_prefill=False, retain_prefixes=False)
+ONLY_RETAIN = SchedulerSettings(single_flight=False, eager_prefill=False, streamed_prefill=False)
+OFF = SchedulerSettings(single_flight=False, eager_prefill=False, streamed_prefill=False, retain_prefixes=False)
 
 
 def engine(name: str, **fields: Any) -> EngineRecord:

@@ -1,5 +1,6 @@
 """Scheduling policy: decisions from what is known, without I/O and without a clock."""
 
+from parrot_mq.scheduler.policy.fleet import Fleet
 from parrot_mq.scheduler.policy.flights import Flights, call_digest, flight_digest
 from parrot_mq.scheduler.policy.lengths import OutputLengths
 from parrot_mq.scheduler.policy.load import EngineLoad
@@ -12,6 +13,7 @@ from parrot_mq.scheduler.policy.retention import Retention
 
 __all__ = [
     "EngineLoad",
+    "Fleet",
     "Flights",
     "OutputLengths",
     "Placement",
