@@ -5,6 +5,7 @@ from parrot_mq.messages.engine import EngineRecord, EngineState
 from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
 from parrot_mq.messages.hint import PrefixHint
+from parrot_mq.messages.lengths import LengthHistogram
 from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind
 from parrot_mq.messages.request import Binding, RequestSpec, Transform, TransformKind
 from parrot_mq.messages.sampling import SamplingParams
@@ -21,6 +22,7 @@ __all__ = [
     "EngineRecord",
     "EngineState",
     "FunctionRecord",
+    "LengthHistogram",
     "Objective",
     "ObjectiveKind",
     "PrefixHint",

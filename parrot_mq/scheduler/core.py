@@ -7,9 +7,10 @@ the store.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
-from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.messages import EngineRecord, FunctionRecord, LengthHistogram, Objective, ObjectiveKind, RequestState
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
@@ -27,7 +28,7 @@ from parrot_mq.scheduler.policy import (
     prompt_tokens,
     upstream,
 )
-from parrot_mq.scheduler.templates import Templates
+from parrot_mq.scheduler.templates import TemplateKey, Templates
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store.records import Lane
 
@@ -63,7 +64,8 @@ class Core:
         node = self.graph.add(spec, arrival, rev, state)
         if node is None:
             return None
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
+        self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
@@ -141,18 +143,36 @@ class Core:
 
     def _describe(self, node: RequestNode) -> None:
         template = self.templates.get(node)
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
         node.prompt_tokens = prompt_tokens(template, node)
         if template is not None:
             node.prefix = tuple(boundaries(template, node))
 
-    def describe(self, nodes: list[RequestNode]) -> None:
-        """Digest prompts that were queued before their template was here."""
+    def _expect(self, node: RequestNode) -> None:
+        node.output_tokens, node.high_output_tokens = self.lengths.expected(node), self.lengths.high(node)
+
+    def learn_function(
+        self, key: TemplateKey, record: FunctionRecord | None, lengths: Mapping[int, LengthHistogram]
+    ) -> list[RequestNode]:
+        """Take in a function that was looked up; returns the requests to ``describe`` by it."""
+        _, tenant, digest = key
+        self.lengths.recall(tenant, digest, lengths)
+        return self.templates.store(key, record)
+
+    def describe(self, nodes: list[RequestNode], now_s: float) -> None:
+        """Digest and measure requests that came before their function was here, wherever they are by now."""
         for node in nodes:
-            if node in self.ready and not node.prefix:
-                self.ready.discard(node)
+            if node in self.ready:
+                if not node.prefix:
+                    self.ready.discard(node)
+                    self._describe(node)
+                    self._put(node)
+            elif (load := self.engines.get(node.engine)) is not None:  # by a lane, or faster than the look-up
                 self._describe(node)
-                self._put(node)
+                load.discharge(node.id)
+                load.charge(node, now_s * 1000)
+            else:
+                self._expect(node)
 
     def duration_ms(self, node: RequestNode) -> float:
         """Return how long a request is expected to run, in milliseconds."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from parrot_mq.errors import Overloaded
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.policy.lengths import Means
+from parrot_mq.scheduler.policy.lengths import Lengths
 from parrot_mq.scheduler.signals import Bell
 from parrot_mq.store.scheduler import SchedulerStore
 
@@ -33,18 +33,17 @@ class _Courier:
 
 
 class TemplateCourier(_Courier):
-    """Fetches the templates that requests missed, and digests those requests' prompts if they still wait."""
+    """Fetches the templates that requests missed, and describes those requests anew."""
 
     async def run(self) -> None:
         """Fetch what is missing until the term is over."""
         while not self._over.is_set():
             for key in self._core.templates.missing():
                 partition, tenant, digest = key
-                record, means = await self._stores[partition].template(tenant, digest)
-                self._core.lengths.recall(tenant, digest, means)
-                missed = self._core.templates.store(key, record)
+                record, lengths = await self._stores[partition].template(tenant, digest)
+                missed = self._core.learn_function(key, record, lengths)
                 for start in range(0, len(missed), SLICE):
-                    self._core.describe(missed[start : start + SLICE])
+                    self._core.describe(missed[start : start + SLICE], asyncio.get_running_loop().time())
                     await asyncio.sleep(0)
             await self.bell.wait(IDLE_S)
 
@@ -75,12 +74,12 @@ class LengthCourier(_Courier):
         while not self._over.is_set():
             await self.bell.wait(self._interval_s)
             while not self._over.is_set() and (learned := self._core.lengths.changed(LENGTHS_PART)):
-                by_partition: defaultdict[int, dict[tuple[str, str], Means]] = defaultdict(dict)
+                by_partition: defaultdict[int, dict[tuple[str, str], Lengths]] = defaultdict(dict)
                 for one in learned:
-                    by_partition[one.partition][one.tenant, one.function] = one.means
+                    by_partition[one.partition][one.tenant, one.function] = one.lengths
                 try:
-                    for partition, means in by_partition.items():
-                        await self._stores[partition].learn(means)
+                    for partition, lengths in by_partition.items():
+                        await self._stores[partition].learn(lengths)
                 except Overloaded as error:
                     log.warning("output lengths of %d functions are not saved: %s", len(learned), error)
                     break

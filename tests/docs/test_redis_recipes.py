@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from parrot_mq.errors import ErrorRecord
-from parrot_mq.messages import LATENCY, TTFT, EngineRecord, EngineState
+from parrot_mq.messages import LATENCY, TTFT, EngineRecord, EngineState, LengthHistogram
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import connect
 from parrot_mq.store.engine import register
@@ -108,7 +108,7 @@ class Pipeline(Lab):
             "cpu-1", [("0-r-test", str(await self.redis.hget(self.keys.request("0-r-test"), "fence")))]
         )
         await self.producer.cancel_requests(["0-r-title"])
-        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: 41.5}}) == 1
+        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: LengthHistogram().observed(41)}}) == 1
         await self.scheduler.grant({"tiny-llama": Lane("cpu-1", 8)})
 
 

@@ -116,7 +116,7 @@ class EngineLoad:
         record = self.record
         assert record is not None
         if record.num_blocks:
-            need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.output_tokens
+            need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.reserved_tokens
             if self._kv_tokens + need > record.num_blocks * record.block_size:
                 return False
         bound_ms = min(self._bounds_ms.values(), default=0)
@@ -171,7 +171,7 @@ class EngineLoad:
         charge = Charge(
             node.prompt_tokens + node.output_tokens // 2,
             node.output_tokens,
-            uncached + node.output_tokens,
+            uncached + node.reserved_tokens,
             node.objective is not None and node.objective.kind is not ObjectiveKind.THROUGHPUT,
             _tpot_ms(node),
         )
