@@ -87,6 +87,10 @@ class Keys:
         """Stream of control messages for an engine."""
         return f"{self.prefix}eng:{engine_id}:c"
 
+    def why(self, request_id: str) -> str:
+        """String, short-lived: a question to the scheduler about a request (empty), then its answer."""
+        return f"{self.prefix}why:{request_id}"
+
     @property
     def live(self) -> str:
         """Sorted set of unfinished requests, by submission order."""

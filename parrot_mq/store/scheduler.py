@@ -38,6 +38,7 @@ class IntakeEntry:
     - ``work``: the work stream has an entry
     - ``import``: variable (of another partition that a request here needs), tenant
     - ``outbox``: the outbox stream has an entry
+    - ``why``: requests (somebody asks why they sit where they do: see ``store.why``)
     - ``engine``: engine (registered, changed its state, or left)
     """
 
@@ -78,7 +79,7 @@ class SchedulerStore:
         """
         args: list[str | int] = [self.epoch]
         for item, token in zip(items, tokens, strict=True):
-            args += [item.request, item.engine, token, item.plan_json]
+            args += [item.request, item.engine, token, item.plan_json, item.why_json]
         return list(checked(await self.partition.call("dispatch", *args))[0])
 
     async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1) -> None:

@@ -88,4 +88,5 @@ class OutputLengths:
 
 def _towards_limit(num_tokens: float, count: int, limit: int) -> int:
     num_tokens = max(1.0, num_tokens)
-    return max(1, min(limit, round(num_tokens * (limit / num_tokens) ** (1 / (1 + count)))))
+    towards: float = (limit / num_tokens) ** (1 / (1 + count))
+    return max(1, min(limit, round(num_tokens * towards)))
