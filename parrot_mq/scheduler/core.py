@@ -118,7 +118,7 @@ class Core:
         for consumer in node.output.consumers.values():
             if consumer.objective is not None:
                 wanted = upstream(consumer.objective, self.duration_ms(consumer))
-                self._changed(deduce(node, wanted, self.duration_ms))
+                self._changed(deduce(node, wanted, self.duration_ms, consumer.objective_of))
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:

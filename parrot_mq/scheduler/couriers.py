@@ -1,17 +1,19 @@
-"""Small errands off the hot path: templates, lanes, what was learned, changed objectives."""
+"""Small errands off the hot path: templates, lanes, what was learned, changed objectives, questions."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from parrot_mq.errors import Overloaded
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.policy.lengths import Lengths
 from parrot_mq.scheduler.signals import Bell
+from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.scheduler import SchedulerStore
+from parrot_mq.store.why import answer
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ LENGTHS_PART = 100
 """Functions in one script call."""
 SLICE = 500
 """Requests described between two chances for others to run."""
+MAX_QUESTIONS = 1000
+"""Questions that wait for an answer; who asks more hears nothing, and says so."""
 
 
 class _Courier:
@@ -96,4 +100,33 @@ class ObjectiveCourier(_Courier):
                 if node.engine and node.objective is not None:
                     store = self._stores[node.partition]
                     await store.control(node.engine, "objective", node.id, node.fence, node.objective.to_json())
+            await self.bell.wait(IDLE_S)
+
+
+class WhyCourier(_Courier):
+    """Answers those who ask why requests sit where they do."""
+
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
+        super().__init__(core, stores, over)
+        self._asked: dict[str, int] = {}
+
+    def ask(self, partition: int, requests: Iterable[str]) -> None:
+        """Somebody asks about requests of a partition."""
+        for request in requests:
+            if len(self._asked) < MAX_QUESTIONS:
+                self._asked[request] = partition
+        self.bell.ring()
+
+    async def run(self) -> None:
+        """Answer until the term is over, one question between two chances for others to run."""
+        while not self._over.is_set():
+            while self._asked and not self._over.is_set():
+                request = next(iter(self._asked))
+                partition = self._asked.pop(request)
+                now_ms = asyncio.get_running_loop().time() * 1000
+                said = standing(self._core, request, now_ms)
+                try:
+                    await answer(self._stores[partition].partition, {request: said})
+                except Overloaded as error:
+                    log.warning("a question about request %s is not answered: %s", request, error)
             await self.bell.wait(IDLE_S)

@@ -74,6 +74,8 @@ class RequestNode:
     max_tokens: int = DEFAULT_MAX_TOKENS
     exact_length: bool = False
     objective: Objective | None = None
+    objective_of: str = ""
+    """The variable whose reader stated it, or what it was deduced from."""
     group: TaskGroup | None = None
     output_tokens: int = 0
     high_output_tokens: int = 0

@@ -89,6 +89,8 @@ class RequestRecord:
     spec_json: str
     function_name: str
     call: str
+    model: str
+    """The model that it asks for, "" for any."""
     inputs: tuple[str, ...]
     output: str
     need: int
@@ -119,6 +121,7 @@ class RequestRecord:
             spec_json=fields.get("spec", ""),
             function_name=fields.get("function_name", ""),
             call=fields.get("call", ""),
+            model=fields.get("model", ""),
             inputs=tuple(fields.get("inputs", "").split()),
             output=fields.get("output", ""),
             need=_int(fields, "need"),

@@ -113,17 +113,22 @@ class EngineLoad:
             return False
         if not self._charges:
             return True
-        record = self.record
-        assert record is not None
-        if record.num_blocks:
-            need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.reserved_tokens
-            if self._kv_tokens + need > record.num_blocks * record.block_size:
-                return False
+        if not self.holds(node, now_ms):
+            return False
         bound_ms = min(self._bounds_ms.values(), default=0)
         own_bound_ms = _tpot_ms(node)
         if own_bound_ms:
             bound_ms = min(bound_ms or own_bound_ms, own_bound_ms)
         return not bound_ms or self._step_ms(1, node.prompt_tokens + node.output_tokens) <= bound_ms
+
+    def holds(self, node: RequestNode, now_ms: float) -> bool:
+        """Whether the KV memory that is left takes ``node`` in."""
+        record = self.record
+        assert record is not None
+        if not record.num_blocks:
+            return True
+        need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.reserved_tokens
+        return self._kv_tokens + need <= record.num_blocks * record.block_size
 
     def cached_tokens(self, node: RequestNode, now_ms: float) -> int:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""

@@ -20,8 +20,10 @@ Duration = Callable[[RequestNode], float]
 """Expected time that a request runs, in milliseconds."""
 
 
-def deduce(start: RequestNode, objective: Objective, duration_ms: Duration) -> list[RequestNode]:
+def deduce(start: RequestNode, objective: Objective, duration_ms: Duration, stated_for: str = "") -> list[RequestNode]:
     """State ``objective`` for the output of ``start``; returns the requests whose objective or group changed.
+
+    ``stated_for`` is the variable whose reader stated it; "": the output of ``start``.
 
     Visits only requests that it makes stricter, deepest first, so that each is expanded once: the whole graph is never
     scanned. Producers already finished are not in the graph and need no objective.
@@ -44,7 +46,7 @@ def deduce(start: RequestNode, objective: Objective, duration_ms: Duration) -> l
             joined.append((group, node))
         stricter = node.objective is None or wanted.strictness > node.objective.strictness
         if stricter:
-            node.objective = wanted
+            node.objective, node.objective_of = wanted, stated_for or start.output.id
         if stricter or joins:
             changed.append(node)
         if stricter:
