@@ -26,6 +26,8 @@ class Refusal(enum.StrEnum):
     """Its free KV memory does not hold the request."""
     BOUND = "bound"
     """The request would break the time per token that was promised to one that runs there, or to itself."""
+    PACED = "paced"
+    """It holds throughput work off for now, for the sake of urgent requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from parrot_mq.scheduler.models import Models
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import (
     EngineLoad,
+    Fleet,
     OutputLengths,
     Plan,
     ReadyQueue,
@@ -43,7 +44,7 @@ class Core:
         self._settings = settings
         self.graph = Graph()
         self.ready = ReadyQueue()
-        self.engines: dict[str, EngineLoad] = {}
+        self.engines = Fleet(settings.queue_depth_steps, affinity=settings.prefix_affinity)
         self.templates = Templates()
         self.lengths = OutputLengths()
         self.holds = Holds(settings.batch_hold_ms / 1000)
@@ -68,6 +69,8 @@ class Core:
         self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
+        before = [v.producer.before_ms + self.duration_ms(v.producer) for v in node.inputs if v.producer is not None]
+        node.before_ms = max(before, default=0.0)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
             self._inherit(node)
         return node
@@ -112,13 +115,26 @@ class Core:
         if variable.objective is None or objective.strictness > variable.objective.strictness:
             variable.objective = objective
         if variable.producer is not None:
-            self._changed(deduce(variable.producer, objective, self.duration_ms))
+            self._deduce(variable.producer, objective)
+
+    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0, stated_for: str = "") -> None:
+        changed = deduce(
+            node,
+            objective,
+            self.duration_ms,
+            remaining_ms=remaining_ms,
+            stated_for=stated_for,
+            through=self._settings.deduce_objectives,
+            groups=self._settings.task_groups,
+        )
+        self._changed(changed)
 
     def _inherit(self, node: RequestNode) -> None:
-        for consumer in node.output.consumers.values():
+        for consumer in node.output.consumers.values() if self._settings.deduce_objectives else ():
             if consumer.objective is not None:
-                wanted = upstream(consumer.objective, self.duration_ms(consumer))
-                self._changed(deduce(node, wanted, self.duration_ms, consumer.objective_of))
+                its_ms = self.duration_ms(consumer)
+                wanted, remaining_ms = upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms
+                self._deduce(node, wanted, remaining_ms, consumer.objective_of)
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:
@@ -126,6 +142,7 @@ class Core:
                 self._put(node)
             elif node.engine and node.objective is not None and node.objective.kind is not node.told:
                 node.told = node.objective.kind
+                self.engines.load_of(node.engine).restate(node)
                 self.upgraded.append(node)
 
     # The ready queue --------------------------------------------------------------------------------------------------
@@ -182,7 +199,7 @@ class Core:
 
     def decide(self, now_ms: float) -> Plan:
         """Decide what starts now, and take it as dispatched until the store says otherwise."""
-        plan = decide(self.ready, self.engines.values(), now_ms)
+        plan = decide(self.ready, self.engines, now_ms)
         for placement in plan.placements:
             node = placement.request
             node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
@@ -205,7 +222,7 @@ class Core:
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         self._describe(node)
         if engine_id:
-            self.load_of(engine_id).charge(node, 0.0)
+            self.engines.load_of(engine_id).charge(node, 0.0)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -219,7 +236,7 @@ class Core:
         self.ready.take(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
-        self.load_of(engine_id).charge(node, now_s * 1000)
+        self.engines.load_of(engine_id).charge(node, now_s * 1000)
         if node.objective is not None:
             self._changed([node])
 
@@ -235,22 +252,12 @@ class Core:
 
     # Engines ----------------------------------------------------------------------------------------------------------
 
-    def load_of(self, engine_id: str) -> EngineLoad:
-        """Return the load of an engine, made if it is new."""
-        load = self.engines.get(engine_id)
-        if load is None:
-            load = self.engines[engine_id] = EngineLoad(engine_id, self._settings.queue_depth_steps)
-        return load
-
     def update_engines(self, records: dict[str, EngineRecord | None]) -> None:
         """Take in what every engine says about itself; None, or missing: it has no heartbeat (any more)."""
-        for engine_id, record in records.items():
-            self.load_of(engine_id).update(record)
+        self.engines.update(records)
+        for record in records.values():
             if record is not None:
                 self.models.registered(record.model)
-        for engine_id, load in self.engines.items():
-            if engine_id not in records:
-                load.update(None)
         steps = [
             load.record.cost.decode_step_ms(load.record.max_num_seqs, 0)
             for load in self.engines.values()
@@ -264,7 +271,7 @@ class Core:
 
     def forget_engine(self, engine_id: str) -> None:
         """Drop a dead engine of which nothing is left."""
-        load = self.engines.pop(engine_id, None)
+        load = self.engines.pop(engine_id)
         for request_id in load.outstanding if load is not None else ():
             node = self.graph.requests.get(request_id)
             if node is not None and node.engine == engine_id:

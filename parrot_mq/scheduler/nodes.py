@@ -14,8 +14,9 @@ DEFAULT_MAX_TOKENS = SamplingParams().max_tokens
 class TaskGroup:
     """Parallel requests at one stage that feed one consumer: what counts is when the last of them is done.
 
-    ``id`` is the consumer's id, followed by ``~n`` for the n-th stage before the group's own. ``engine`` is where its
-    first members went; later ones follow them while there is room.
+    ``id`` is the consumer's id, followed by ``~n`` for the n-th stage before the group's own. ``size``: its members
+    that are not finished. ``engine`` is where most of those went that were placed last; later ones follow them while
+    there is room.
     """
 
     id: str

@@ -36,6 +36,7 @@ _REFUSALS = {
     Refusal.FULL: "is full",
     Refusal.MEMORY: "has too little KV memory left for it",
     Refusal.BOUND: "would break the time per token that was promised to one of them",
+    Refusal.PACED: "holds throughput work off for a moment, for the sake of urgent requests",
 }
 
 

@@ -1,5 +1,6 @@
 """Scheduling policy: decisions from what is known, without I/O and without a clock."""
 
+from parrot_mq.scheduler.policy.fleet import Fleet
 from parrot_mq.scheduler.policy.lengths import OutputLengths
 from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.objective import deduce, upstream
@@ -11,6 +12,7 @@ from parrot_mq.scheduler.policy.refusal import refusal
 
 __all__ = [
     "EngineLoad",
+    "Fleet",
     "OutputLengths",
     "Placement",
     "Plan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parrot_mq.messages import EngineState, Refusal
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.load import EngineLoad
+from parrot_mq.scheduler.policy.load import EngineLoad, is_throughput
 
 
 def refusal(load: EngineLoad, node: RequestNode, now_ms: float) -> Refusal | None:
@@ -20,4 +20,6 @@ def refusal(load: EngineLoad, node: RequestNode, now_ms: float) -> Refusal | Non
         return Refusal.SUSPENDED
     if load.room <= 0:
         return Refusal.FULL
-    return Refusal.BOUND if load.holds(node, now_ms) else Refusal.MEMORY
+    if not load.has_memory_for(node, now_ms):
+        return Refusal.MEMORY
+    return Refusal.PACED if is_throughput(node) and load.paced_until_ms(now_ms) > now_ms else Refusal.BOUND
