@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
-from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.messages import EngineRecord, FunctionRecord, LengthHistogram, Objective, ObjectiveKind, RequestState
 from parrot_mq.scheduler.ahead import Ahead
 from parrot_mq.scheduler.equals import Equals
 from parrot_mq.scheduler.graph import Graph
@@ -31,7 +32,7 @@ from parrot_mq.scheduler.policy import (
     prompt_tokens,
     upstream,
 )
-from parrot_mq.scheduler.templates import Templates
+from parrot_mq.scheduler.templates import TemplateKey, Templates
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store.records import Lane
 
@@ -69,7 +70,8 @@ class Core:
         node = self.graph.add(spec, arrival, rev, state)
         if node is None:
             return None
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
+        self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
         self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
@@ -125,17 +127,24 @@ class Core:
         if variable.producer is not None:
             self._deduce(variable.producer, objective)
 
-    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0) -> None:
-        through, groups = self._settings.deduce_objectives, self._settings.task_groups
-        self._changed(
-            deduce(node, objective, self.duration_ms, remaining_ms=remaining_ms, through=through, groups=groups)
+    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0, stated_for: str = "") -> None:
+        changed = deduce(
+            node,
+            objective,
+            self.duration_ms,
+            remaining_ms=remaining_ms,
+            stated_for=stated_for,
+            through=self._settings.deduce_objectives,
+            groups=self._settings.task_groups,
         )
+        self._changed(changed)
 
     def _inherit(self, node: RequestNode) -> None:
         for consumer in node.output.consumers.values() if self._settings.deduce_objectives else ():
             if consumer.objective is not None:
                 its_ms = self.duration_ms(consumer)
-                self._deduce(node, upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms)
+                wanted, remaining_ms = upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms
+                self._deduce(node, wanted, remaining_ms, consumer.objective_of)
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:
@@ -161,20 +170,41 @@ class Core:
         self.equals.put(node)
 
     def _describe(self, node: RequestNode) -> None:
+        self._measure(node)
+        self.equals.describe(node)
+
+    def _measure(self, node: RequestNode) -> None:
         template = self.templates.get(node)
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
         node.prompt_tokens = prompt_tokens(template, node)
         if template is not None:
             node.prefix = tuple(boundaries(template, node))
-        self.equals.describe(node)
 
-    def describe(self, nodes: list[RequestNode]) -> None:
-        """Digest prompts that were queued before their template was here."""
+    def _expect(self, node: RequestNode) -> None:
+        node.output_tokens, node.high_output_tokens = self.lengths.expected(node), self.lengths.high(node)
+
+    def learn_function(
+        self, key: TemplateKey, record: FunctionRecord | None, lengths: Mapping[int, LengthHistogram]
+    ) -> list[RequestNode]:
+        """Take in a function that was looked up; returns the requests to ``describe`` by it."""
+        _, tenant, digest = key
+        self.lengths.recall(tenant, digest, lengths)
+        return self.templates.store(key, record)
+
+    def describe(self, nodes: list[RequestNode], now_s: float) -> None:
+        """Digest and measure requests that came before their function was here, wherever they are by now."""
         for node in nodes:
-            if node in self.equals and not node.prefix:
-                self.equals.discard(node)
-                self._describe(node)
-                self._put(node)
+            if node in self.equals:
+                if not node.prefix:
+                    self.equals.discard(node)
+                    self._describe(node)
+                    self._put(node)
+            elif (load := self.engines.get(node.engine)) is not None:  # by a lane, or faster than the look-up
+                self._measure(node)
+                if load.discharge(node.id):
+                    load.charge(node, now_s * 1000)
+            else:
+                self._expect(node)
         self.ahead.described(nodes)
 
     def duration_ms(self, node: RequestNode) -> float:

@@ -53,7 +53,8 @@ class RequestNode:
     """An unfinished request. The graph owns it; the policy reads it and sets what it decides (``engine``, ``state``).
 
     ``rev`` is the newest revision of its hash that was seen: older news is ignored. ``depth`` is its stage in the
-    graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``).
+    graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``):
+    ``output_tokens`` is the mean, for durations; nine in ten outputs do not exceed ``high_output_tokens``.
     ``prefix`` are the digests of its prompt's variable boundaries with the tokens up to each, shortest first.
     ``transformed``: its output's value may differ from the text that is generated.
     """
@@ -79,8 +80,11 @@ class RequestNode:
     transformed: bool = False
     share_prefixes: bool = False
     objective: Objective | None = None
+    objective_of: str = ""
+    """The variable whose reader stated it, or what it was deduced from."""
     group: TaskGroup | None = None
     output_tokens: int = 0
+    high_output_tokens: int = 0
     prompt_tokens: int = 0
     prefix: tuple[tuple[str, int], ...] = ()
     engine: str = ""
@@ -105,6 +109,11 @@ class RequestNode:
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0
     """Which of its entries in the ready queue is valid."""
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Output tokens that memory is set aside for."""
+        return max(self.output_tokens, self.high_output_tokens)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class World:
         ]
         self.templates[name] = parts
         record = FunctionRecord(name, (*segments, Segment(SegmentKind.OUTPUT, "out")))
-        self.core.describe(self.core.templates.store((0, "acme", name), record))
+        self.core.describe(self.core.templates.store((0, "acme", name), record), self.now_ms / 1000)
 
     def add(self, name: str, function: str, inputs: dict[str, str] | None = None, **fields: Any) -> RequestNode:
         """Submit a request ``name`` of ``function``, its placeholders bound to variables by their short names."""

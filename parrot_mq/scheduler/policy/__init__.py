@@ -9,6 +9,7 @@ from parrot_mq.scheduler.policy.order import ReadyQueue, order_key_ms
 from parrot_mq.scheduler.policy.place import Placement, Reason
 from parrot_mq.scheduler.policy.policy import Plan, decide, plan_json
 from parrot_mq.scheduler.policy.prefix import Template, boundaries, prompt_tokens
+from parrot_mq.scheduler.policy.refusal import refusal
 from parrot_mq.scheduler.policy.retention import Retention
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "order_key_ms",
     "plan_json",
     "prompt_tokens",
+    "refusal",
     "upstream",
 ]

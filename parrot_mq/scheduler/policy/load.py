@@ -186,12 +186,8 @@ class EngineLoad:
             return False
         if not self._charges:
             return True
-        record = self.record
-        assert record is not None
-        if record.num_blocks:
-            need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.output_tokens
-            if self._kv_tokens + need > record.num_blocks * record.block_size:
-                return False
+        if not self.has_memory_for(node, now_ms):
+            return False
         bound_ms, own_bound_ms = self.bound_ms, _tpot_ms(node)
         if own_bound_ms:
             bound_ms = min(bound_ms or own_bound_ms, own_bound_ms)
@@ -209,6 +205,15 @@ class EngineLoad:
         return max(now_ms, self._pacing.opens_ms(burst_ms))
 
     # Predictions ------------------------------------------------------------------------------------------------------
+
+    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
+        """Whether the KV memory that is left takes ``node`` in."""
+        record = self.record
+        assert record is not None
+        if not record.num_blocks:
+            return True
+        need = node.prompt_tokens - self.cached_tokens(node, now_ms) + node.reserved_tokens
+        return self._kv_tokens + need <= record.num_blocks * record.block_size
 
     def cached_tokens(self, node: RequestNode, now_ms: float) -> int:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
@@ -303,7 +308,7 @@ class EngineLoad:
         charge = Charge(
             node.prompt_tokens + node.output_tokens // 2,
             node.output_tokens,
-            uncached + node.output_tokens,
+            uncached + node.reserved_tokens,
             is_urgent(node),
             _tpot_ms(node),
             node.prefix if self._affinity else (),
@@ -336,11 +341,11 @@ class EngineLoad:
             heapq.heappush(self._bounds, (charge.tpot_ms, node.id))
         self._changed(self)
 
-    def discharge(self, request_id: str) -> None:
-        """Take a request off: it is finished, or was given back."""
+    def discharge(self, request_id: str) -> bool:
+        """Take a request off: it is finished, or was given back. False if it was not counted here."""
         charge = self._charges.pop(request_id, None)
         if charge is None:
-            return
+            return False
         self._count(charge, -1)
         self._sharing.remove(charge.prefix)
         if not self._charges:
@@ -348,6 +353,7 @@ class EngineLoad:
         if not self._num_urgent:
             self._pacing.clear()
         self._changed(self)
+        return True
 
     def _count(self, charge: Charge, sign: int) -> None:
         self._context_tokens += sign * charge.context_tokens
