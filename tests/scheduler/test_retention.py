@@ -38,6 +38,14 @@ def test_a_wish_that_moves_closer_is_kept_then() -> None:
     assert books.want("b", 80, 10.0) == Change(("b",), ("a",))
 
 
+def test_those_behind_one_that_finds_no_room_come_in_when_it_is_dropped() -> None:
+    books = Retention(100)
+    books.want("a", 60, 1.0)
+    assert books.want("b", 60, 2.0) == Change()
+    assert books.want("c", 30, 3.0) == Change()
+    assert books.drop("b") == Change(kept=("c",))
+
+
 def test_what_is_larger_than_the_budget_is_in_nobodys_way() -> None:
     books = Retention(100)
     assert books.want("huge", 101, 1.0) == Change()
