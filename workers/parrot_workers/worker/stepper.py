@@ -79,6 +79,8 @@ class StepThread:
         self._thread = threading.Thread(target=self._main, name="engine-step", daemon=True)
         self.stats: EngineStats | None = None
         """The newest snapshot, None before the first step; read from any thread."""
+        self.takes_hints = False
+        """Whether hints come to anything with this engine; known once it is loaded."""
 
     def start(self) -> None:
         """Begin to build the engine."""
@@ -140,6 +142,7 @@ class StepThread:
             return
         try:
             with contextlib.closing(engine):
+                self.takes_hints = isinstance(engine, TakesHints)
                 self._post(Loaded(engine.spec))
                 while self._obey(engine):
                     outputs = engine.step()
