@@ -24,7 +24,7 @@ from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import RequestRecord, TokenPiece
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.worker.run import Run
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import Stepper, monotonic_s
 from parrot_workers.worker.table import RunTable
 from parrot_workers.worker.transcript import Transcript
 
@@ -79,7 +79,7 @@ class StreamedPrefills:
 
     def __init__(
         self,
-        stepper: StepThread,
+        stepper: Stepper,
         table: RunTable,
         engine_id: Callable[[], str],
         model: Callable[[], str],
