@@ -28,6 +28,7 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 app.command("scheduler", context_settings=_PASSED_ON)(services.scheduler)
 app.command("engine", context_settings=_PASSED_ON)(services.engine)
 app.command("bench-engine", context_settings=_PASSED_ON)(services.bench_engine)
+app.command("simulate", context_settings=_PASSED_ON)(services.simulate)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(show.app, name="show")
