@@ -87,7 +87,9 @@ def _cost(text: str) -> CostModel:
         return CostModel(**{name: float(value) for name, value in orjson.loads(text).items()})
     except (ValueError, TypeError, AttributeError):
         names = ", ".join(field.name for field in dataclasses.fields(CostModel))
-        raise ConfigError(f"--cost {text!r} is no JSON object of milliseconds by name; the names are {names}") from None
+        raise ConfigError(
+            f"--cost {text!r} is no JSON object of milliseconds by name, none negative; the names are {names}"
+        ) from None
 
 
 def _positive(kind: type) -> Callable[[str], float]:
@@ -134,5 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     sim = parser.add_argument_group("simulated engines")
     sim.add_argument("--instant", action="store_true", help="spend no time")
     sim.add_argument("--mean-output-tokens", type=int, default=0, metavar="N", help="default: always max_tokens")
-    sim.add_argument("--cost", default="", metavar="JSON", help="such as '{\"decode_base_ms\": 5}', in milliseconds")
+    sim.add_argument(
+        "--cost", default="", metavar="JSON", help="what work costs: '{\"decode_base_ms\": 5}', in milliseconds"
+    )
     return parser
