@@ -21,12 +21,12 @@ LONG = 4 * 400
 """Bytes of a constant of 400 tokens: 40 ms of prefill on the engines here."""
 SHORT = 4 * 16
 PREFILL, RETAIN, RELEASE = OrderKind.PREFILL, OrderKind.RETAIN, OrderKind.RELEASE
-ALL = SchedulerSettings()
-EAGER = SchedulerSettings(streamed_prefill=False)
-ONLY_EAGER = SchedulerSettings(streamed_prefill=False, retain_prefixes=False)
-ONLY_STREAMED = SchedulerSettings(eager_prefill=False, retain_prefixes=False)
-ONLY_RETAIN = SchedulerSettings(eager_prefill=False, streamed_prefill=False)
-OFF = SchedulerSettings(eager_prefill=False, streamed_prefill=False, retain_prefixes=False)
+ALL = SchedulerSettings(single_flight=False)
+EAGER = SchedulerSettings(single_flight=False, streamed_prefill=False)
+ONLY_EAGER = SchedulerSettings(single_flight=False, streamed_prefill=False, retain_prefixes=False)
+ONLY_STREAMED = SchedulerSettings(single_flight=False, eager_prefill=False, retain_prefixes=False)
+ONLY_RETAIN = SchedulerSettings(single_flight=False, eager_prefill=False, streamed_prefill=False)
+OFF = SchedulerSettings(single_flight=False, eager_prefill=False, streamed_prefill=False, retain_prefixes=False)
 
 
 def engine(name: str, **fields: Any) -> EngineRecord:
@@ -54,7 +54,7 @@ class World:
         ]
         self.templates[name] = parts
         record = FunctionRecord(name, (*segments, Segment(SegmentKind.OUTPUT, "out")))
-        self.core.describe(self.core.templates.store((0, "acme", name), record))
+        self.core.describe(self.core.templates.store((0, "acme", name), record), self.now_ms / 1000)
 
     def add(self, name: str, function: str, inputs: dict[str, str] | None = None, **fields: Any) -> RequestNode:
         """Submit a request ``name`` of ``function``, its placeholders bound to variables by their short names."""
@@ -93,8 +93,9 @@ class World:
                 self.core.make_ready(consumer, consumer.rev + 1)
 
     def orders(self) -> list[Order]:
+        rounds = 0
         while self.core.ahead.settle(self.now_ms, 10):
-            pass
+            assert (rounds := rounds + 1) < 10_000, "requests make each other look again for ever"
         self.core.ahead.check()
         orders = list(self.core.ahead.orders)
         self.core.ahead.orders.clear()
