@@ -220,13 +220,12 @@ class EngineLoad:
         prefix = node.prefix
         if not prefix or not self._affinity:
             return 0
+        planned = min(node.planned_tokens, node.prompt_tokens) if node.planned_engine == self.id else 0
         holds = self._residency.holds
         for digest, num_tokens in reversed(prefix):
             if holds(digest, now_ms):
-                return num_tokens
-        if node.planned_engine == self.id and len(prefix) > 1:
-            return prefix[-2][1]  # what it waited for comes last
-        return 0
+                return max(planned, num_tokens)
+        return planned
 
     def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
         """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""
