@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from parrot_mq.messages import EngineState
@@ -25,7 +26,7 @@ MAX_TOGETHER = 512
 class Equals:
     """Queues and charges requests so that equal ones count once. Off (``is_on``), each counts for itself."""
 
-    def __init__(self, ready: ReadyQueue, engines: dict[str, EngineLoad], *, is_on: bool) -> None:
+    def __init__(self, ready: ReadyQueue, engines: Mapping[str, EngineLoad], *, is_on: bool) -> None:
         self._ready = ready
         self._engines = engines
         self.flights = Flights()
@@ -34,6 +35,10 @@ class Equals:
     def __contains__(self, node: RequestNode) -> bool:
         """Whether a ready request waits for a decision, be it in the queue itself or behind an equal one."""
         return node in self._ready or node in self.flights
+
+    def head(self, node: RequestNode) -> RequestNode | None:
+        """Return the request in the ready queue on which it depends when ``node`` is served: itself, or an equal one."""
+        return node if node in self._ready else self.flights.head(node)
 
     @property
     def is_idle(self) -> bool:

@@ -125,6 +125,11 @@ class Flights:
         equals = self._ready.get(node.flight or "")
         return equals is not None and node in equals
 
+    def head(self, node: RequestNode) -> RequestNode | None:
+        """Return who stands in the queue for a request that waits behind an equal one, if anybody does."""
+        equals = self._ready.get(node.flight or "")
+        return equals.standing if equals is not None and node in equals else None
+
     @property
     def is_boarding(self) -> bool:
         """Whether somebody can go without a decision."""

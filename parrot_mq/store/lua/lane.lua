@@ -23,7 +23,7 @@ local function by_lane(list)
     local r = to_be_queued(rid)
     -- The random part of a fence: it must not come again if Redis loses its last second, and time goes on.
     local token = string.format('%x', now_us)
-    local fence, rev = enqueue(rid, engine, token, plan_of(r[7], hints), unpack(r, 2))
+    local fence, rev = enqueue(rid, engine, token, plan_of(r[7], hints), '{"reason":"lane"}', unpack(r, 2))
     sent[i] = rid .. ':' .. rev .. ':' .. fence
   end
   redis.call('HINCRBY', lanes, 'credits:' .. model, -#rids)
