@@ -37,7 +37,7 @@ class Equals:
         return node in self._ready or node in self.flights
 
     def head(self, node: RequestNode) -> RequestNode | None:
-        """Return the request in the ready queue on which it depends when ``node`` is served: itself, or an equal one."""
+        """Return the request in the ready queue that ``node`` is served with: itself, or an equal one."""
         return node if node in self._ready else self.flights.head(node)
 
     @property
