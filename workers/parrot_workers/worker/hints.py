@@ -13,7 +13,7 @@ from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import Control, InputValue
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.worker.prompt import FunctionCache, prefix_salt, prompt_segments
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import Stepper, monotonic_s
 from parrot_workers.worker.streamed_prefill import StreamedPrefills
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class HintTaker:
     def __init__(
         self,
         group: asyncio.TaskGroup,
-        stepper: StepThread,
+        stepper: Stepper,
         streamed: StreamedPrefills,
         functions: FunctionCache,
         identity: Callable[[], str],
@@ -81,9 +81,11 @@ class HintTaker:
             return
         if kind == "retain" or hint.retain_s:
             self._stepper.retain(hint.key, segments, salt, now_s + hint.retain_s)
-        if kind == "prefill" and hint.follow:
+        if kind != "prefill":
+            return
+        if hint.follow:
             await self._streamed.follow(store.partition, hint.key, hint.follow, segments, salt)
-        elif kind == "prefill":
+        else:
             self._stepper.prefill(SequenceInput(_prefill_id(hint.key), segments, SamplingParams(), salt=salt))
 
     async def _segments(self, store: EngineStore, hint: PrefixHint) -> tuple[PromptSegment, ...]:
