@@ -17,6 +17,7 @@ from parrot_mq.scheduler import Scheduler
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Reason, flight_digest, flights, plan_json
+from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.records import Lane
 from tests.scheduler.conftest import Start
 from tests.scheduler.support import QUICK, App, StubEngine, add, core_with, engine, placed, until
@@ -124,6 +125,11 @@ def test_the_most_urgent_stands_for_all() -> None:
     add(it, "slower", at_ms=3000)
     quick = add(it, "quick", at_ms=500)
     assert [node.id for node in it.ready] == [quick.id]
+    add(it, "before", at_ms=100, sampling={"seed": 8})
+    found = standing(it, "0-r-slower", 0.0)
+    assert found is not None
+    assert (found.held, found.num_before) == (False, 1)
+    it.finish(node_of(it, "before"))
     it.finish(quick)
     assert [node.id for node in it.ready] == ["0-r-slow"]
     it.want("0-v-slower", THROUGHPUT)

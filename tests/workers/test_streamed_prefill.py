@@ -150,7 +150,7 @@ def assert_grows_to(values: list[tuple[int, ...]], final: tuple[int, ...]) -> No
     """Each prefill goes on from the one before, by a block or more, up to the value's own ids."""
     assert values[0] == ()
     assert values[-1] == final
-    assert len(values) >= 4
+    assert len(values) >= 3
     for before, after in itertools.pairwise(values):
         assert final[: len(after)] == after
         assert len(after) - len(before) >= BLOCK or after == final
