@@ -58,9 +58,8 @@ class LaneCourier(_Courier):
     async def run(self) -> None:
         """Keep the lanes as they should be until the term is over."""
         while not self._over.is_set():
-            lanes = self._core.due_lanes()
+            lanes = self._core.grant_lanes()  # before the store has them: what is used from now on counts
             if lanes is not None:
-                self._core.lanes.granted(lanes)  # before the store has them: what is used from now on counts
                 for store in self._stores:
                     await store.grant(lanes, share=len(self._stores))
             await self.bell.wait(IDLE_S)

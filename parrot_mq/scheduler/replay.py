@@ -1,0 +1,155 @@
+"""``python -m parrot_mq.scheduler.replay FILE``: makes the decisions of a decision log again, and compares them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from parrot_mq.errors import ConfigError, ParrotError
+from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.decision_log import TOLD, told
+from parrot_mq.scheduler.image import Image, class_of, from_scalar, restore
+
+DIFFERENT = 1
+"""Exit status where a decision comes out otherwise."""
+SHOWN_CHARS = 2_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """The first line whose answer comes out otherwise: as it was written, and as it is now (JSON)."""
+
+    line: int
+    told: str
+    written: str
+    now: str
+
+    def __str__(self) -> str:
+        texts = (f"  {name:8}{text[:SHOWN_CHARS]}" for name, text in (("written", self.written), ("now", self.now)))
+        return "\n".join([f"line {self.line}: `{self.told}` comes out otherwise", *texts])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replayed:
+    """How far a log was followed: lines that told something, placements among their answers, and the first difference
+    (None: everything comes out the same). ``is_cut``: its last line is not whole, and was left out.
+    """
+
+    num_told: int
+    num_placements: int
+    difference: Difference | None
+    is_cut: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_told} lines with {self.num_placements} placements come out the same"]
+        if self.is_cut:
+            lines.append("the last line is cut off, and was left out")
+        if self.difference is not None:
+            lines.append(str(self.difference))
+        return "\n".join(lines)
+
+
+def replay(path: Path) -> Replayed:
+    """Make every decision of the log at ``path`` again, up to the first that comes out otherwise.
+
+    Raises ``ConfigError`` for a file that is no decision log.
+    """
+    terms: dict[int, _Term] = {}
+    num_told = num_placements = 0
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = orjson.loads(text)
+                epoch, name = line["epoch"], line.get("told", "")
+                if "core" in line:
+                    terms[epoch] = _Term(restore(line["core"]))
+                    continue
+                term = terms[epoch]
+            except (ValueError, KeyError, TypeError) as error:
+                if not text.endswith(b"\n"):  # the process ended while it wrote
+                    return Replayed(num_told, num_placements, None, is_cut=True)
+                raise ConfigError(f"line {number} of {path} is no line of a decision log: {error!r}") from None
+            if name not in TOLD:
+                raise ConfigError(f"line {number} of {path} tells {name!r}, which this version does not know")
+            now = orjson.loads(orjson.dumps(term.tell(line)))
+            written = {key: line[key] for key in ("gave", "raised") if key in line}
+            if now != written:
+                difference = Difference(number, name, _text(written), _text(now))
+                return Replayed(num_told, num_placements, difference)
+            num_told += 1
+            if name == "decide":
+                num_placements += len(written["gave"]["has"]["placements"]["tuple"])
+    return Replayed(num_told, num_placements, None)
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+class _Term:
+    """The core of one leader. Requests that it was told about after they ended are left out: they change nothing."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def tell(self, line: dict[str, Any]) -> dict[str, Image]:
+        """Tell the core again what it was told; return what comes of it."""
+        args = [self._heard(arg) for arg in line["with"]]
+        kwargs = {key: self._heard(arg) for key, arg in line.get("and", {}).items()}
+        if any(arg is _GONE for arg in args):
+            return {key: line[key] for key in ("gave", "raised") if key in line}
+        try:
+            gave = getattr(self._core, line["told"])(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it was written down and is compared
+            return {"raised": type(error).__name__}
+        finally:
+            self._core.upgraded.clear()  # told to engines meanwhile, by a courier
+        return {} if gave is None else {"gave": told(gave)}
+
+    def _heard(self, image: Image) -> Any:
+        """Return the argument of which ``told`` made ``image``."""
+        if isinstance(image, list):
+            return [item for item in map(self._heard, image) if item is not _GONE]
+        if isinstance(image, dict):
+            if "request" in image:
+                return self._core.graph.requests.get(image["request"], _GONE)
+            if "tuple" in image:
+                return tuple(self._heard(item) for item in image["tuple"])
+            if "dict" in image:
+                return {self._heard(key): self._heard(item) for key, item in image["dict"]}
+            if "object" in image:
+                fields = {name: self._heard(item) for name, item in image["has"].items()}
+                return class_of(image["object"])(**fields)
+        return from_scalar(image)
+
+
+_GONE = object()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replay a log; return 0 if all comes out the same, ``DIFFERENT`` if not, 2 for what is no log."""
+    parser = argparse.ArgumentParser(
+        prog="parrot-mq replay",
+        description="Make the decisions of a decision log again, and report the first that comes out otherwise.",
+        epilog="`parrot-mq scheduler --decision-log FILE` writes one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    given = parser.parse_args(arguments)
+    try:
+        replayed = replay(given.file)
+    except (OSError, ParrotError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(replayed)
+    return 0 if replayed.difference is None else DIFFERENT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
