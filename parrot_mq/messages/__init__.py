@@ -1,6 +1,6 @@
 """Typed records that cross a process border: plain data, orjson on the wire, no behaviour of any process."""
 
-from parrot_mq.messages.cost import CostModel
+from parrot_mq.messages.cost import CostModel, RequestShape
 from parrot_mq.messages.engine import EngineRecord, EngineState
 from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
@@ -32,6 +32,7 @@ __all__ = [
     "PrefixHint",
     "Refusal",
     "RequestForm",
+    "RequestShape",
     "RequestSpec",
     "RequestState",
     "SamplingParams",

@@ -1,4 +1,4 @@
-"""Small errands off the hot path: templates, lanes, what was learned, changed objectives, questions."""
+"""Small errands off the hot path: templates, lanes, what was learned, changed objectives, hints, questions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from parrot_mq.errors import Overloaded
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.policy.lengths import Lengths
+from parrot_mq.scheduler.prefixes import Order, OrderKind
 from parrot_mq.scheduler.signals import Bell
 from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.scheduler import SchedulerStore
@@ -22,6 +23,8 @@ LENGTHS_PART = 100
 """Functions in one script call."""
 SLICE = 500
 """Requests described between two chances for others to run."""
+HINT_SLICE = 100
+"""Requests looked at between two chances for others to run: about 2 ms."""
 MAX_QUESTIONS = 1000
 """Questions that wait for an answer; who asks more hears nothing, and says so."""
 
@@ -61,7 +64,7 @@ class LaneCourier(_Courier):
             lanes = self._core.grant_lanes()  # before the store has them: what is used from now on counts
             if lanes is not None:
                 for store in self._stores:
-                    await store.grant(lanes, share=len(self._stores))
+                    await store.grant(lanes, share=len(self._stores), single_flight=self._core.equals.is_on)
             await self.bell.wait(IDLE_S)
 
 
@@ -100,6 +103,38 @@ class ObjectiveCourier(_Courier):
                     store = self._stores[node.partition]
                     await store.control(node.engine, "objective", node.id, node.fence, node.objective.to_json())
             await self.bell.wait(IDLE_S)
+
+
+class HintCourier(_Courier):
+    """Looks at requests that wait, and sends what is to be done ahead for them."""
+
+    def __init__(self, core: Core, stores: Sequence[SchedulerStore], over: asyncio.Event) -> None:
+        super().__init__(core, stores, over)
+        core.ahead.wake = self.bell.ring
+
+    async def run(self) -> None:
+        """Look and send until the term is over."""
+        loop, ahead = asyncio.get_running_loop(), self._core.ahead
+        while not self._over.is_set():
+            more = self._core.look_ahead(loop.time() * 1000, HINT_SLICE)
+            while ahead.orders and not self._over.is_set():
+                await self._send(ahead.orders.popleft())
+            if more:
+                await asyncio.sleep(0)
+            else:
+                await self.bell.wait(IDLE_S)
+
+    async def _send(self, order: Order) -> None:
+        store = self._stores[order.partition]
+        try:
+            if order.hint is None:
+                await store.unretain(order.engine, order.key)
+            elif order.kind is OrderKind.PREFILL:
+                await store.prefill(order.engine, order.hint)
+            else:
+                await store.retain(order.engine, order.hint)
+        except Overloaded as error:
+            log.debug("hint %s to %s is not given: %s", order.key, order.engine, error)
 
 
 class WhyCourier(_Courier):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 import orjson
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.image import Image, Whole, name_of, scalar
+from parrot_mq.scheduler.image import Image, Unfit, Whole, name_of, scalar
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import EngineLoad
 from parrot_mq.settings import SchedulerSettings
@@ -38,6 +39,7 @@ TOLD = (
     "forget_engine",
     "grant_lanes",
     "learn_function",
+    "look_ahead",
     "make_ready",
     "make_waiting",
     "put_back",
@@ -84,8 +86,7 @@ class DecisionLog:
                 self._size = os.fstat(self._file).st_size
             self._size += os.write(self._file, orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
-            log.warning("the decision log %s ends here: %s", self.path, error)
-            self._broken = True
+            self.end(error)
 
     def rotate(self, first: dict[str, Any]) -> None:
         """Begin a new file with the line ``first``; this one becomes the one before it."""
@@ -95,10 +96,14 @@ class DecisionLog:
         except FileNotFoundError:
             log.warning("the decision log %s was taken away; a new one begins", self.path)
         except OSError as error:
-            log.warning("the decision log %s ends here: %s", self.path, error)
-            self._broken = True
+            self.end(error)
         self.write(first)
         self._size = 0
+
+    def end(self, error: Exception) -> None:
+        """Write nothing more."""
+        log.warning("the decision log %s ends here: %s", self.path, error)
+        self._broken = True
 
     def close(self) -> None:
         """Let go of the file; the next line opens it again."""
@@ -135,11 +140,11 @@ class LoggedCore(Core):
         line: dict[str, Any] = {"epoch": self._epoch, "told": name, "with": [told(arg) for arg in args]}
         if kwargs:
             line["and"] = {key: told(arg) for key, arg in kwargs.items()}
+        before = len(self.ahead.orders), len(self.upgraded)
         self._depth += 1
         try:
             gave = method(self, *args, **kwargs)
-            if gave is not None:
-                line["gave"] = told(gave)
+            line |= outcome(self, gave, *before)
             return gave
         except Exception as error:
             line["raised"] = type(error).__name__
@@ -156,7 +161,12 @@ class LoggedCore(Core):
             self._paused = True
             return
         self._paused = False
-        self._decisions.rotate(self._beginning())
+        try:
+            first = self._beginning()
+        except Unfit as error:
+            self._decisions.end(error)
+        else:
+            self._decisions.rotate(first)
 
 
 def _logged(name: str) -> Callable[..., Any]:
@@ -169,6 +179,23 @@ def _logged(name: str) -> Callable[..., Any]:
 
 for _name in TOLD:
     setattr(LoggedCore, _name, _logged(_name))
+
+
+def outcome(core: Core, gave: Any, num_orders: int, num_upgraded: int) -> dict[str, Image]:
+    """Return what came of telling ``core`` something: the answer, and what its shell has to send to engines, that is
+    hints beyond the first ``num_orders`` and changed objectives beyond the first ``num_upgraded``.
+    """
+    found: dict[str, Image] = {}
+    if gave is not None:
+        found["gave"] = told(gave)
+    if orders := list(itertools.islice(core.ahead.orders, num_orders, None)):
+        found["orders"] = told(orders)
+    if upgraded := list(itertools.islice(core.upgraded, num_upgraded, None)):
+        found["upgraded"] = told(upgraded)
+    return found
+
+
+OUTCOME = ("gave", "orders", "raised", "upgraded")
 
 
 def told(value: Any) -> Image:

@@ -1,9 +1,9 @@
 """Images of objects as plain JSON: values as they are told, and whole graphs of objects that refer to one another.
 
-Only what is made of plain data can be put into an image: built-in containers, enums, bound methods, and objects of this
-project that have nothing but such attributes. An object whose class says ``image_as`` is put down as one of that class,
-without the attributes in ``image_without``. Classes are named by their place in ``parrot_mq``; an image of anything
-else is refused, in both directions.
+Only what is made of plain data can be put into an image: built-in containers, enums, counters, bound methods, and
+objects of this project that have nothing but such attributes. An object whose class says ``image_as`` is put down as
+one of that class, without the attributes in ``image_without``. Classes are named by their place in ``parrot_mq``;
+anything else is refused, in both directions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import enum
 import importlib
+import itertools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,8 @@ class Whole:
             return {kind.__name__: [[self._part(key), self._part(item)] for key, item in value.items()]}
         if kind.__name__ in _CONTAINERS and kind is _CONTAINERS[kind.__name__]:
             return {kind.__name__: [self._part(item) for item in value]}
+        if kind is itertools.count:
+            return {"count": int(repr(value)[len("count(") : -1])}
         if isinstance(value, types.MethodType):
             return {"method": value.__name__, "of": self._part(value.__self__)}
         held, kind = _attributes(value), getattr(kind, "image_as", kind)
@@ -165,6 +168,8 @@ def _blank(part: dict[str, Any]) -> Any:
         return object.__new__(cls)
     if "deque" in part:
         return collections.deque(maxlen=part["most"])
+    if "count" in part:
+        return itertools.count(part["count"])
     for name, kind in _CONTAINERS.items():
         if name in part:
             return kind()

@@ -13,12 +13,14 @@ import orjson
 
 from parrot_mq.errors import ConfigError, ParrotError
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.decision_log import TOLD, told
+from parrot_mq.scheduler.decision_log import OUTCOME, TOLD, outcome
 from parrot_mq.scheduler.image import Image, class_of, from_scalar, restore
 
 DIFFERENT = 1
 """Exit status where a decision comes out otherwise."""
 SHOWN_CHARS = 2_000
+MAX_ENDED = 100_000
+"""Requests that are remembered after they have ended."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def replay(path: Path) -> Replayed:
             if name not in TOLD:
                 raise ConfigError(f"line {number} of {path} tells {name!r}, which this version does not know")
             now = orjson.loads(orjson.dumps(term.tell(line)))
-            written = {key: line[key] for key in ("gave", "raised") if key in line}
+            written = {key: line[key] for key in OUTCOME if key in line}
             if now != written:
                 difference = Difference(number, name, _text(written), _text(now))
                 return Replayed(num_told, num_placements, difference)
@@ -93,32 +95,44 @@ def _text(value: Any) -> str:
 
 
 class _Term:
-    """The core of one leader. Requests that it was told about after they ended are left out: they change nothing."""
+    """The core of one leader, and the requests that it may be told about: after they have ended, too."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._requests = dict(core.graph.requests)
 
     def tell(self, line: dict[str, Any]) -> dict[str, Image]:
         """Tell the core again what it was told; return what comes of it."""
         args = [self._heard(arg) for arg in line["with"]]
         kwargs = {key: self._heard(arg) for key, arg in line.get("and", {}).items()}
-        if any(arg is _GONE for arg in args):
-            return {key: line[key] for key in ("gave", "raised") if key in line}
+        self._core.ahead.orders.clear()  # sent by a courier
+        self._core.upgraded.clear()
         try:
             gave = getattr(self._core, line["told"])(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it was, it was written down and is compared
             return {"raised": type(error).__name__}
-        finally:
-            self._core.upgraded.clear()  # told to engines meanwhile, by a courier
-        return {} if gave is None else {"gave": told(gave)}
+        self._note(line["told"], args, gave)
+        return outcome(self._core, gave, 0, 0)
+
+    def _note(self, name: str, args: list[Any], gave: Any) -> None:
+        """Remember the requests that are new."""
+        if name == "fold" and args[0].kind == "submitted":
+            ids = [spec["id"] for spec in orjson.loads(args[0].fields["specs"])]
+            self._requests |= {i: self._core.graph.requests[i] for i in ids if i in self._core.graph.requests}
+        elif name in ("add", "learn_function"):  # the latter may give some that ended before the log began
+            for node in gave if isinstance(gave, list) else [gave]:
+                if node is not None:
+                    self._requests.setdefault(node.id, node)
+        if len(self._requests) > MAX_ENDED + 2 * len(self._core.graph.requests):
+            self._requests = dict(self._core.graph.requests)
 
     def _heard(self, image: Image) -> Any:
         """Return the argument of which ``told`` made ``image``."""
         if isinstance(image, list):
-            return [item for item in map(self._heard, image) if item is not _GONE]
+            return [self._heard(item) for item in image]
         if isinstance(image, dict):
             if "request" in image:
-                return self._core.graph.requests.get(image["request"], _GONE)
+                return self._core.graph.requests.get(image["request"]) or self._requests[image["request"]]
             if "tuple" in image:
                 return tuple(self._heard(item) for item in image["tuple"])
             if "dict" in image:
@@ -127,9 +141,6 @@ class _Term:
                 fields = {name: self._heard(item) for name, item in image["has"].items()}
                 return class_of(image["object"])(**fields)
         return from_scalar(image)
-
-
-_GONE = object()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

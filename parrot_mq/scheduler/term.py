@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.couriers import LaneCourier, LengthCourier, ObjectiveCourier, TemplateCourier, WhyCourier
+from parrot_mq.scheduler.couriers import (
+    HintCourier,
+    LaneCourier,
+    LengthCourier,
+    ObjectiveCourier,
+    TemplateCourier,
+    WhyCourier,
+)
 from parrot_mq.scheduler.decision_log import DecisionLog, LoggedCore
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
@@ -58,6 +65,7 @@ class Term:
         self._lanes = LaneCourier(core, stores, over)
         self._why = WhyCourier(core, stores, over)
         self._lengths = LengthCourier(core, stores, over, settings.learn_interval_s)
+        self._hints = HintCourier(core, stores, over)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -87,6 +95,7 @@ class Term:
                 self._objectives,
                 self._lanes,
                 self._lengths,
+                self._hints,
                 self._why,
             ]
             for loop in loops:
@@ -111,6 +120,7 @@ class Term:
                 self._objectives.bell,
                 self._lanes.bell,
                 self._lengths.bell,
+                self._hints.bell,
                 self._why.bell,
             ):
                 bell.ring()

@@ -82,11 +82,12 @@ class SchedulerStore:
             args += [item.request, item.engine, token, item.plan_json, item.why_json]
         return list(checked(await self.partition.call("dispatch", *args))[0])
 
-    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1) -> None:
+    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1, single_flight: bool = True) -> None:
         """Make ``lanes`` (by model) the only ones, with the part of their credits that one of ``share`` partitions
-        gets, at least 1. Raises ``Fenced`` for an old epoch.
+        gets, at least 1. Without ``single_flight`` the engine is told to run each request by itself. Raises ``Fenced``
+        for an old epoch.
         """
-        args: list[str | int] = [self.epoch]
+        args: list[str | int] = [self.epoch, "" if single_flight else '"flight":""']
         for model, lane in lanes.items():
             args += [model, lane.engine, max(1, lane.credits // share)]
         checked(await self.partition.call("grant", *args))

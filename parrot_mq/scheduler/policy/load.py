@@ -341,11 +341,11 @@ class EngineLoad:
             heapq.heappush(self._bounds, (charge.tpot_ms, node.id))
         self._changed(self)
 
-    def discharge(self, request_id: str) -> None:
-        """Take a request off: it is finished, or was given back."""
+    def discharge(self, request_id: str) -> bool:
+        """Take a request off: it is finished, or was given back. False if it was not counted here."""
         charge = self._charges.pop(request_id, None)
         if charge is None:
-            return
+            return False
         self._count(charge, -1)
         self._sharing.remove(charge.prefix)
         if not self._charges:
@@ -353,6 +353,7 @@ class EngineLoad:
         if not self._num_urgent:
             self._pacing.clear()
         self._changed(self)
+        return True
 
     def _count(self, charge: Charge, sign: int) -> None:
         self._context_tokens += sign * charge.context_tokens

@@ -159,4 +159,6 @@ def plan_json(node: RequestNode) -> str:
         data["objective"] = node.objective.kind.value
     if node.prefix:
         data["prefix"] = [digest for digest, _ in node.prefix]
+    if node.flight is not None:
+        data["flight"] = node.flight
     return orjson.dumps(data).decode()

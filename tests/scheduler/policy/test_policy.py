@@ -194,12 +194,13 @@ def test_a_decision_does_not_look_at_everything_that_waits() -> None:
 def test_the_hints_of_an_assignment_leave_defaults_out() -> None:
     core = core_with(engine("e0"))
     plain = add(core, "plain")
-    assert orjson.loads(plan_json(plain)) == {"rank": round(plain.key_ms)}
+    assert orjson.loads(plan_json(plain)) == {"rank": round(plain.key_ms), "flight": ""}
     grouped = [add(core, "m0"), add(core, "m1")]
     add(core, "r", ["m0", "m1"])
     core.want("0-v-r", LATENCY)
     share(core, grouped[0], ("d1", 10), ("d2", 20))
     assert orjson.loads(plan_json(grouped[0])) == {
+        "flight": "",
         "rank": round(grouped[0].key_ms),
         "group": "0-r-r",
         "objective": "latency",
