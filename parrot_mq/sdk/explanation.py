@@ -252,9 +252,9 @@ def _place(standing: Standing) -> list[str]:
 def _choice(placed: Placed) -> str:
     text = _REASONS.get(placed.reason, placed.reason)
     if placed.predicted_ms:
-        text += f", predicted {span(placed.predicted_ms)}"
+        text += f"{', in' if placed.reason == 'completion' else '; done in'} about {span(placed.predicted_ms)}"
     if placed.considered:
-        text += f" (instead of {', '.join(f'{engine} {span(ms)}' for engine, ms in placed.considered)})"
+        text += f" ({', '.join(f'{engine}: {span(ms)}' for engine, ms in placed.considered)})"
     return text
 
 
