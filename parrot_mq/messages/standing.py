@@ -104,8 +104,9 @@ class Standing:
 
     ``state`` is the state that the scheduler knows. Of a ready request also its place: ``num_before`` requests of its
     tenant stand before it, ``num_others`` of other tenants wait as well (tenants take turns by tokens); ``held`` while
-    its submit is not complete; ``engines`` are those that serve its model, of ``num_engines`` in all. ``engine`` is
-    where it is, or, while it waits for inputs, where it is planned to go.
+    its submit is not complete; ``behind`` is an equal request that stands in line for it too. ``engines`` are those
+    that serve its model, of ``num_engines`` in all. ``engine`` is where it is, or, while it waits for inputs, where it
+    is planned to go.
     """
 
     request: str
@@ -113,6 +114,7 @@ class Standing:
     aim: Aim = dataclasses.field(default_factory=Aim)
     engine: str = ""
     held: bool = False
+    behind: str = ""
     num_before: int = 0
     num_others: int = 0
     num_engines: int = 0

@@ -23,6 +23,7 @@ INDENT = "  "
 
 _REASONS = {
     "completion": "it is predicted to be done first there",
+    "flight": "an equal request runs there, whose output it gets",
     "group": "its task group is there",
     "lane": "no other engine serves its model, and nothing waited",
     "resident": "the beginning of its prompt is cached there",
@@ -159,6 +160,8 @@ def _ready(request: RequestInfo) -> str:
         return f"is ready, and was {standing.state.value} a moment ago"
     if standing.held:
         return "is ready and waits for the rest of its submit"
+    if standing.behind:
+        return f"is ready and goes where an equal request goes, {standing.behind}"
     if not standing.engines:
         return f"is ready and waits for an engine that serves {what}: there is none"
     refusals = collections.Counter(answer.refusal.value for answer in standing.engines if answer.refusal)
@@ -249,9 +252,9 @@ def _place(standing: Standing) -> list[str]:
 def _choice(placed: Placed) -> str:
     text = _REASONS.get(placed.reason, placed.reason)
     if placed.predicted_ms:
-        text += f", predicted {span(placed.predicted_ms)}"
+        text += f"{', in' if placed.reason == 'completion' else '; done in'} about {span(placed.predicted_ms)}"
     if placed.considered:
-        text += f" (instead of {', '.join(f'{engine} {span(ms)}' for engine, ms in placed.considered)})"
+        text += f" ({', '.join(f'{engine}: {span(ms)}' for engine, ms in placed.considered)})"
     return text
 
 

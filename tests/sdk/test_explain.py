@@ -94,7 +94,7 @@ async def test_a_chain_is_explained_to_its_beginning(fake_store: Store, session:
         assert first.placed.aim.objective_of == verdict.id
         assert explanation.note == ""
         judging, merging = f"its request judge ({explanation.producer.id})", f"merge ({report.producer.id})"
-        text, num_predicted = re.subn(r", predicted \d[\d.]* m?s$", "", str(explanation), flags=re.MULTILINE)
+        text, num_predicted = re.subn(r"; done in about \d[\d.]* m?s$", "", str(explanation), flags=re.MULTILINE)
         assert num_predicted == 2
         assert text.splitlines() == [
             f"verdict ({verdict.id}) is pending: {judging} waits for 1 input: report",
