@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parrot_mq.messages import THROUGHPUT, RequestState
+from parrot_mq.messages import LATENCY, THROUGHPUT, RequestState
 from parrot_mq.scheduler import Scheduler
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
@@ -350,3 +350,20 @@ async def test_what_is_equal_and_on_a_dead_engine_runs_elsewhere(
     await engines("e2", slots=1)
     for output in outputs:
         assert (await app.get(output)).value == "text"
+
+
+async def test_siblings_that_are_equal_count_once(
+    app: App, engines: Callable[..., Awaitable[StubEngine]], running: Start
+) -> None:
+    """An engine that holds a group until all are there must not wait for those that have no sequence of their own."""
+    stub = await engines("e1", slots=8)
+    texts = [app.value(text) for text in ("one", "two", "three")]
+    maps = [app.call([text]) for text in (*texts, texts[0])]
+    final = app.call(maps)
+    requests = await app.submit()
+    await app.want(final, LATENCY)
+    running(Scheduler(app.store, ON))
+    assert (await app.get(final)).value == "one+two+three+one"
+    plans = [orjson.loads(stub.plans[request]) for request in requests[:4]]
+    assert len({plan["group"] for plan in plans}) == 1
+    assert [plan["group_size"] for plan in plans] == [3] * 4
