@@ -28,7 +28,6 @@ _REASONS = {
     "lane": "no other engine serves its model, and nothing waited",
     "resident": "the beginning of its prompt is cached there",
     "sharers": "one with the same beginning of the prompt went there",
-    "flight": "an equal request runs there, whose output it gets",
 }
 _REFUSALS = {
     Refusal.DEAD: "has no heartbeat any more",
