@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.load import EngineLoad, is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.ranking import Ranking
 from parrot_mq.scheduler.policy.residency import Holders
 
@@ -15,9 +16,9 @@ MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
 SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
-NUM_BEST = 4
+NUM_BEST = 3
 """Engines of a ranking that a request is compared on."""
-NUM_HOLDERS = 4
+NUM_HOLDERS = 3
 """Holders of its prefix that it is compared on besides."""
 
 
@@ -161,6 +162,15 @@ class Fleet(Mapping[str, EngineLoad]):
             if name not in kept:
                 return self._loads[name]
         return None
+
+    def may_fit(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> bool:
+        """Return False if ``node`` is too large for every engine with room, none of ``kept``, whatever they hold."""
+        cached = 0
+        if self._affinity:
+            cached = next((tokens for digest, tokens in reversed(node.prefix) if digest in self._holders), 0)
+        need = node.prompt_tokens - cached + node.output_tokens
+        roomiest = self.roomiest(node.model, now_ms, kept)
+        return roomiest is not None and roomiest.headroom >= need
 
     def is_pacing(self, model: str, now_ms: float) -> bool:
         """Whether an engine with room holds throughput work off for now."""

@@ -11,9 +11,9 @@ import dataclasses
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy.books import is_throughput
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
 from parrot_mq.scheduler.policy.groups import divide
-from parrot_mq.scheduler.policy.load import is_throughput
 from parrot_mq.scheduler.policy.order import Line, ReadyQueue
 from parrot_mq.scheduler.policy.place import Placement, Reason, best_placement
 
@@ -76,7 +76,9 @@ class _Round:
                 return False
             if len(self.placements) >= MAX_PLACEMENTS:
                 return True
-            if node.group is not None:
+            if not self._fleet.may_fit(node, self._now_ms, self._kept):
+                self._keep_for(node)
+            elif node.group is not None:
                 self._place_group(node)
             else:
                 self._place_with_sharers(node)
@@ -135,11 +137,15 @@ class _Round:
             self._hold_throughput(node.model)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
-        assert roomiest is not None, "its model is open"
-        found = best_placement(node, (roomiest,), self._now_ms)
+        found = best_placement(node, (roomiest,), self._now_ms) if roomiest is not None else None
         if found is not None:
             self._place(found)
-            return
+        else:
+            self._keep_for(node)
+
+    def _keep_for(self, node: RequestNode) -> None:
+        roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
+        assert roomiest is not None, "its model is open"
         self._kept[roomiest.id] = None
         self._num_passed += 1
         self._ready.pass_over(node)

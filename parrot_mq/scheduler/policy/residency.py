@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from parrot_mq.scheduler.policy.prefix import Boundary
 
@@ -22,6 +22,9 @@ class Holders:
 
     def __len__(self) -> int:
         return len(self._of)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._of
 
     def add(self, digest: str, engine_id: str) -> None:
         """Note a holder."""
@@ -67,9 +70,13 @@ class Residency:
         self._reported: frozenset[str] = frozenset()
         self._recent: OrderedDict[str, float] = OrderedDict()
 
-    def holds(self, digest: str, now_ms: float) -> bool:
-        """Whether the prefix with this digest is in the engine's cache, or will be."""
-        return digest in self._reported or self._recent.get(digest, -RECENT_MS) + RECENT_MS > now_ms
+    def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
+        """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
+        reported, recent, since_ms = self._reported, self._recent, now_ms - RECENT_MS
+        for digest, num_tokens in reversed(prefix):
+            if digest in reported or recent.get(digest, since_ms) > since_ms:
+                return num_tokens
+        return 0
 
     def report(self, digests: Iterable[str]) -> None:
         """Take in what a heartbeat lists."""
