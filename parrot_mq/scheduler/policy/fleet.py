@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord
@@ -72,8 +73,10 @@ class Fleet(Mapping[str, EngineLoad]):
         self._holders = Holders()
         self._dirty: dict[str, None] = {}
         self._due = Ranking()
+        self._next_due_ms = math.inf
         self._ranked: dict[str, tuple[str, Standing]] = {}
         """The engines with room: under which model and standing they are ranked."""
+        self._open: set[str] = set()
         self._pools: dict[str, _Pool] = {}
         """Per model that is served, and "" for all engines once a request takes any."""
 
@@ -124,7 +127,9 @@ class Fleet(Mapping[str, EngineLoad]):
     def open_models(self, now_ms: float, kept: Collection[str] = ()) -> set[str]:
         """Return the models with an engine that has room and is not one of ``kept``; with ``""`` if there is any."""
         self._refresh(now_ms)
-        found = {model for model in self._pools if model and self._has_open(model, kept)}
+        if not kept:
+            return self._open
+        found = {model for model in self._open if model and self._has_open(model, kept)}
         return found | {""} if found else found
 
     def _has_open(self, model: str, kept: Collection[str]) -> bool:
@@ -138,10 +143,19 @@ class Fleet(Mapping[str, EngineLoad]):
 
         They are the ``count`` best by rank, as many of those with promises to keep, some that hold its longest prefix,
         the engine of its task group and the one that it was planned for. Those held off for throughput work are among
-        them only for other work.
+        them only for other work. Where the whole request fits nowhere, only those that hold a part of it are.
         """
         self._refresh(now_ms)
+        found = dict.fromkeys(self._ranked_best(node, now_ms, kept, count))
+        for name in self._attracting(node, kept):
+            found[name] = None
+        return [self._loads[name] for name in found]
+
+    def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
+        need = node.prompt_tokens + node.output_tokens
+        if all(-key < need or name in kept for key, name in pool.headroom.first(1 + len(kept))):
+            return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
         open_ = pool.scores[Standing.FREE][size].first(count + len(kept))
         paced = pool.scores[Standing.PACED][size]
@@ -150,10 +164,7 @@ class Fleet(Mapping[str, EngineLoad]):
         names = [name for _, name in open_ if name not in kept][:count]
         if promised := pool.scores[Standing.PROMISED][size]:
             names += [name for _, name in promised.first(count + len(kept)) if name not in kept][:count]
-        found = dict.fromkeys(names)
-        for name in self._attracting(node, kept):
-            found[name] = None
-        return [self._loads[name] for name in found]
+        return names
 
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
         """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
@@ -162,15 +173,6 @@ class Fleet(Mapping[str, EngineLoad]):
             if name not in kept:
                 return self._loads[name]
         return None
-
-    def may_fit(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> bool:
-        """Return False if ``node`` is too large for every engine with room, none of ``kept``, whatever they hold."""
-        cached = 0
-        if self._affinity:
-            cached = next((tokens for digest, tokens in reversed(node.prefix) if digest in self._holders), 0)
-        need = node.prompt_tokens - cached + node.output_tokens
-        roomiest = self.roomiest(node.model, now_ms, kept)
-        return roomiest is not None and roomiest.headroom >= need
 
     def is_pacing(self, model: str, now_ms: float) -> bool:
         """Whether an engine with room holds throughput work off for now."""
@@ -217,9 +219,10 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _refresh(self, now_ms: float) -> None:
         """Rank anew what has changed, or was to be looked at again by now."""
-        if self._due:
+        if now_ms >= self._next_due_ms:
             for engine_id in self._due.due(now_ms):
                 self._dirty[engine_id] = None
+            self._next_due_ms = next((due_ms for due_ms, _ in self._due.first(1)), math.inf)
         if self._dirty:
             for engine_id in self._dirty:
                 self._rank(self._loads[engine_id], now_ms)
@@ -245,12 +248,14 @@ class Fleet(Mapping[str, EngineLoad]):
         headroom = load.headroom
         if load.model not in self._pools:
             self._pools[load.model] = _Pool()
+            self._open |= {load.model, ""}
         for model in (load.model, ""):
             if (pool := self._pools.get(model)) is not None:
                 pool.put(load, standing, scores, headroom)
         due_ms = min((t for t in (load.prefill_until_ms, paced_until_ms) if t > now_ms), default=0.0)
         if due_ms:
             self._due.put(load.id, due_ms)
+            self._next_due_ms = min(self._next_due_ms, due_ms)
         else:
             self._due.discard(load.id)
 
@@ -263,3 +268,6 @@ class Fleet(Mapping[str, EngineLoad]):
                 pool.remove(engine_id, standing)
         if not self._pools[model].headroom:
             del self._pools[model]
+            self._open.discard(model)
+            if not self._ranked:
+                self._open.clear()

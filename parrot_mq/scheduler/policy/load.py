@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from parrot_mq.messages import EngineRecord, EngineState
+from parrot_mq.messages import EngineRecord, EngineState, ObjectiveKind
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import Books, Charge, is_throughput, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.pacing import Pacing
@@ -44,6 +44,7 @@ class EngineLoad:
         self._residency = Residency(engine_id, holders if holders is not None else Holders())
         self._pacing = Pacing()
         self._prefill_until_ms = 0.0
+        self._step_ms = self._next_step_ms = self._per_token_ms = self._next_wait = 0.0
         self._derive()
 
     # What it says, and what it has ------------------------------------------------------------------------------------
@@ -125,19 +126,18 @@ class EngineLoad:
         """At most so many tokens (uncached prompt, and output) may a request have that is admitted here beside others:
         what KV memory and the promised time per token leave. Infinite for an empty engine, which admits anything.
         """
-        record, books = self.record, self._books
-        if not books.charges or record is None:
+        if not self._books.charges:
             return math.inf
-        free = self.capacity_tokens - books.kv_tokens
-        if self._bound_ms:
-            # A shared beginning may cost a step nothing: what such a request needs at least are its own tokens.
-            left_ms = self._bound_ms - self._step_with(1, 0, 0)
-            per_token_ms = record.cost.decode_per_context_token_ms
-            if left_ms < 0:
-                return -1.0
-            if per_token_ms > 0:
-                free = min(free, left_ms / per_token_ms)
-        return free
+        return (
+            min(self._kv_free_tokens, self._tokens_within(self._bound_ms)) if self._bound_ms else self._kv_free_tokens
+        )
+
+    def _tokens_within(self, bound_ms: float) -> float:
+        """Return how many context tokens one more request may bring for a step to take at most ``bound_ms``."""
+        left_ms = bound_ms - self._next_step_ms
+        if left_ms < 0:
+            return -math.inf
+        return left_ms / self._per_token_ms if self._per_token_ms > 0 else math.inf
 
     def admits(self, node: RequestNode, now_ms: float) -> bool:
         """Whether ``node`` may start here without hurting what runs: room, KV memory, the time per token that requests
@@ -152,15 +152,18 @@ class EngineLoad:
             return False
         if not books.charges:
             return True
-        need = node.prompt_tokens - cached + node.output_tokens
-        if record.num_blocks and books.kv_tokens + need > record.num_blocks * record.block_size:
+        tokens = node.prompt_tokens + node.output_tokens
+        if tokens - cached > self._kv_free_tokens:
             return False
-        bound_ms, own_bound_ms = self._bound_ms, tpot_ms(node)
-        if own_bound_ms and (not bound_ms or own_bound_ms < bound_ms):
-            bound_ms = own_bound_ms
-        if bound_ms and self._step_with(1, node.prompt_tokens + node.output_tokens, shared) > bound_ms:
-            return False
-        return not (books.num_urgent and is_throughput(node) and self.paced_until_ms(now_ms) > now_ms)
+        objective, bound_ms = node.objective, self._bound_ms
+        if objective is not None:
+            if objective.kind is ObjectiveKind.TPOT:
+                if objective.value_ms and not 0 < bound_ms < objective.value_ms:
+                    bound_ms = objective.value_ms
+            elif objective.kind is ObjectiveKind.THROUGHPUT and books.num_urgent:
+                if self.paced_until_ms(now_ms) > now_ms:
+                    return False
+        return not bound_ms or tokens - record.cost.shared_saving * shared <= self._tokens_within(bound_ms)
 
     def paced_until_ms(self, now_ms: float) -> float:
         """Until when throughput work is held off here for the sake of urgent requests; ``now_ms`` if it is not."""
@@ -194,10 +197,11 @@ class EngineLoad:
         cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
         if not self._admits(node, cached, shared, now_ms):
             return None
-        assert self.record is not None
-        prompt, output = node.prompt_tokens, node.output_tokens
-        prefill_ms = self.record.cost.prefill_ms(max(0, prompt - cached), cached)
-        return self._completion_ms(1, prompt + output // 2, output, prefill_ms, shared, now_ms)
+        return self._next_completion_ms(node.prompt_tokens, node.output_tokens, cached, shared, now_ms)
+
+    def score_ms(self, prompt_tokens: int, output_tokens: int, now_ms: float) -> float:
+        """Return ``completion_ms`` of a request of this size that shares nothing: what engines are ranked by."""
+        return self._next_completion_ms(prompt_tokens, output_tokens, 0, 0, now_ms)
 
     def completion_ms(self, node: RequestNode, now_ms: float, *, count: int = 1, shared_tokens: int = 0) -> float:
         """Predict how long ``count`` requests like ``node`` take here, plus the delay they are to urgent ones here.
@@ -205,47 +209,47 @@ class EngineLoad:
         ``shared_tokens`` of their prompts are the same in all of them: computed once, and read once in each step by an
         engine whose attention can.
         """
-        assert self.record is not None
-        prefill = self.record.cost.prefill_ms
         prompt, output = node.prompt_tokens, node.output_tokens
         cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
-        prefill_ms = prefill(max(0, prompt - cached), cached)
-        if count > 1:
-            others = max(cached, shared_tokens)
-            prefill_ms += (count - 1) * prefill(max(0, prompt - others), others)
-            shared += (count - 1) * max(shared, shared_tokens)
-        return self._completion_ms(count, prompt + output // 2, output, prefill_ms, shared, now_ms)
-
-    def score_ms(self, prompt_tokens: int, output_tokens: int, now_ms: float) -> float:
-        """Return ``completion_ms`` of a request of this size that shares nothing: what engines are ranked by."""
+        if count == 1:
+            return self._next_completion_ms(prompt, output, cached, shared, now_ms)
         assert self.record is not None
-        prefill_ms = self.record.cost.prefill_ms(prompt_tokens)
-        return self._completion_ms(1, prompt_tokens + output_tokens // 2, output_tokens, prefill_ms, 0, now_ms)
+        prefill = self.record.cost.prefill_ms
+        others = max(cached, shared_tokens)
+        prefill_ms = prefill(max(0, prompt - cached), cached) + (count - 1) * prefill(max(0, prompt - others), others)
+        shared += (count - 1) * max(shared, shared_tokens)
+        step_ms = self._step_with(count, count * (prompt + output // 2), shared)
+        slots, after = self.record.max_num_seqs, len(self._books.charges) + count
+        wait_ms = 0.0
+        if after > slots:
+            wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
+        return self._total_ms(prefill_ms, step_ms, wait_ms, output, now_ms)
+
+    def _next_completion_ms(self, prompt: int, output: int, cached: int, shared: int, now_ms: float) -> float:
+        record = self.record
+        assert record is not None
+        prefill_ms = record.cost.prefill_ms(prompt - cached if prompt > cached else 0, cached)
+        context = prompt + output // 2 - record.cost.shared_saving * shared
+        step_ms = self._next_step_ms + self._per_token_ms * context
+        wait_ms = self._next_wait * (self._books.output_tokens + output) * step_ms
+        return self._total_ms(prefill_ms, step_ms, wait_ms, output, now_ms)
+
+    def _total_ms(self, prefill_ms: float, step_ms: float, wait_ms: float, output: int, now_ms: float) -> float:
+        total_ms = wait_ms + prefill_ms + step_ms * output
+        if self._prefill_until_ms > now_ms:
+            total_ms += self._prefill_until_ms - now_ms
+        books = self._books
+        urgent = books.num_urgent
+        if urgent:  # the delay to each of them: the prefill, and longer steps for as long as both run
+            total_ms += urgent * prefill_ms
+            if step_ms > self._step_ms:
+                total_ms += (step_ms - self._step_ms) * min(urgent * output, books.urgent_tokens)
+        return total_ms
 
     @property
     def prefill_until_ms(self) -> float:
         """When the prompts that were given to it should have been prefilled."""
         return self._prefill_until_ms
-
-    def _completion_ms(
-        self, count: int, context: int, output_tokens: int, prefill_ms: float, shared: int, now_ms: float
-    ) -> float:
-        record, books = self.record, self._books
-        assert record is not None
-        step_ms = self._step_with(count, count * context, shared)
-        total_ms = prefill_ms + step_ms * output_tokens
-        if self._prefill_until_ms > now_ms:
-            total_ms += self._prefill_until_ms - now_ms
-        slots, after = record.max_num_seqs, len(books.charges) + count
-        if after > slots:
-            mean_output = (books.output_tokens + count * output_tokens) / after
-            total_ms += (after - slots) / slots * mean_output * step_ms
-        urgent = books.num_urgent
-        if urgent:
-            total_ms += urgent * prefill_ms
-            if step_ms > self._step_ms:
-                total_ms += (step_ms - self._step_ms) * min(urgent * output_tokens, books.urgent_tokens)
-        return total_ms
 
     def _step_with(self, more: int, more_tokens: int, more_shared: int) -> float:
         """Predict a step with so many more requests, of so many context tokens in all, running here."""
@@ -301,11 +305,17 @@ class EngineLoad:
         """Note what follows from a change and is asked for often, and tell of the change."""
         record, books = self.record, self._books
         self._bound_ms = books.bound_ms
-        self._step_ms = self._step_with(0, 0, 0) if record is not None else 0.0
+        self._kv_free_tokens = self.capacity_tokens - books.kv_tokens
         self._room = 0
-        if record is not None and not self._suspended and record.state is EngineState.READY:
-            free = record.max_num_seqs - len(books.charges)
-            self._room = free if free > 0 else max(0, free + self._ahead())
+        if record is not None:
+            running, slots = len(books.charges), record.max_num_seqs
+            self._step_ms = self._step_with(0, 0, 0)
+            # With one request more: a step, what each of its context tokens adds, and its part of a round of slots.
+            self._next_step_ms = self._step_with(1, 0, 0)
+            self._per_token_ms = record.cost.decode_per_context_token_ms * min(1.0, slots / (running + 1))
+            self._next_wait = max(0, running + 1 - slots) / (slots * (running + 1))
+            if record.state is EngineState.READY and not self._suspended:
+                self._room = slots - running if slots > running else max(0, slots - running + self._ahead())
         self._changed(self)
 
     def _ahead(self) -> int:

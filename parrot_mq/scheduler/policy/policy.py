@@ -76,9 +76,7 @@ class _Round:
                 return False
             if len(self.placements) >= MAX_PLACEMENTS:
                 return True
-            if not self._fleet.may_fit(node, self._now_ms, self._kept):
-                self._keep_for(node)
-            elif node.group is not None:
+            if node.group is not None:
                 self._place_group(node)
             else:
                 self._place_with_sharers(node)
@@ -137,15 +135,11 @@ class _Round:
             self._hold_throughput(node.model)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
-        found = best_placement(node, (roomiest,), self._now_ms) if roomiest is not None else None
+        assert roomiest is not None, "its model is open"
+        found = best_placement(node, (roomiest,), self._now_ms)
         if found is not None:
             self._place(found)
-        else:
-            self._keep_for(node)
-
-    def _keep_for(self, node: RequestNode) -> None:
-        roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
-        assert roomiest is not None, "its model is open"
+            return
         self._kept[roomiest.id] = None
         self._num_passed += 1
         self._ready.pass_over(node)
