@@ -19,6 +19,8 @@ SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
 NUM_BEST = 3
 """Engines of a ranking that a request is compared on."""
+NUM_SEEN = 4
+"""So many times as many are looked at for some with enough headroom."""
 NUM_HOLDERS = 3
 """Holders of its prefix that it is compared on besides."""
 
@@ -154,16 +156,24 @@ class Fleet(Mapping[str, EngineLoad]):
     def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
         need = node.prompt_tokens + node.output_tokens
-        if all(-key < need or name in kept for key, name in pool.headroom.first(1 + len(kept))):
+        if not pool.headroom or -pool.headroom.first(1)[0][0] < need:
             return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
-        open_ = pool.scores[Standing.FREE][size].first(count + len(kept))
+        wanted = NUM_SEEN * count + len(kept)
+        best = pool.scores[Standing.FREE][size].first(wanted)
         paced = pool.scores[Standing.PACED][size]
         if paced and not is_throughput(node):
-            open_ = sorted(open_ + paced.first(count + len(kept)))
-        names = [name for _, name in open_ if name not in kept][:count]
-        if promised := pool.scores[Standing.PROMISED][size]:
-            names += [name for _, name in promised.first(count + len(kept)) if name not in kept][:count]
+            best = sorted(best + paced.first(wanted)) if best else paced.first(wanted)
+        promised = pool.scores[Standing.PROMISED][size]
+        names = []
+        for ranked in (best, promised.first(wanted) if promised else ()):
+            left = count
+            for _, name in ranked:
+                if -pool.headroom.key(name) >= need and name not in kept:
+                    names.append(name)
+                    left -= 1
+                    if not left:
+                        break
         return names
 
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
@@ -179,24 +189,20 @@ class Fleet(Mapping[str, EngineLoad]):
         self._refresh(now_ms)
         return bool(self._pool(model, now_ms).scores[Standing.PACED][0])
 
-    def _attracting(self, node: RequestNode, kept: Collection[str]) -> Iterator[str]:
+    def _attracting(self, node: RequestNode, kept: Collection[str]) -> list[str]:
         model = node.model
-        group = node.group.engine if node.group is not None else ""
-        for engine_id in (group, node.planned_engine):
-            if engine_id and self._is_open(engine_id, model, kept):
-                yield engine_id
-        if not self._affinity:
-            return
-        for digest, num_tokens in reversed(node.prefix):
-            if num_tokens < MIN_SHARED_TOKENS:
-                return
-            held = False
-            for engine_id in self._holders.some(digest, NUM_HOLDERS):
-                if self._is_open(engine_id, model, kept):
-                    held = True
-                    yield engine_id
-            if held:
-                return
+        found = [node.planned_engine] if node.planned_engine else []
+        if node.group is not None and node.group.engine:
+            found.append(node.group.engine)
+        found = [engine_id for engine_id in found if self._is_open(engine_id, model, kept)]
+        if self._affinity:
+            for digest, num_tokens in reversed(node.prefix):
+                if num_tokens < MIN_SHARED_TOKENS:
+                    break
+                some = self._holders.some(digest, NUM_HOLDERS)
+                if some and (held := [engine_id for engine_id in some if self._is_open(engine_id, model, kept)]):
+                    return found + held
+        return found
 
     def _is_open(self, engine_id: str, model: str, kept: Collection[str]) -> bool:
         ranked = self._ranked.get(engine_id)

@@ -156,13 +156,13 @@ class EngineLoad:
         if tokens - cached > self._kv_free_tokens:
             return False
         objective, bound_ms = node.objective, self._bound_ms
-        if objective is not None:
-            if objective.kind is ObjectiveKind.TPOT:
-                if objective.value_ms and not 0 < bound_ms < objective.value_ms:
-                    bound_ms = objective.value_ms
-            elif objective.kind is ObjectiveKind.THROUGHPUT and books.num_urgent:
-                if self.paced_until_ms(now_ms) > now_ms:
-                    return False
+        kind = objective.kind if objective is not None else None
+        if kind is ObjectiveKind.TPOT:
+            own_ms = tpot_ms(node)
+            if own_ms and not 0 < bound_ms < own_ms:
+                bound_ms = own_ms
+        elif kind is ObjectiveKind.THROUGHPUT and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
+            return False
         return not bound_ms or tokens - record.cost.shared_saving * shared <= self._tokens_within(bound_ms)
 
     def paced_until_ms(self, now_ms: float) -> float:

@@ -21,9 +21,9 @@ MAX_PLACEMENTS = 256
 """Placements in one plan, so that none takes long; ``Plan.more`` says to decide again."""
 MAX_JUMP_MS = 1_000.0
 """A prefix sharer overtakes only requests that are this much ahead of it: sharing must not starve anybody."""
-MAX_PASSED = 4
+MAX_PASSED = 2
 """Requests that no engine admits, in one decision, before all behind them have to wait as well."""
-NUM_GROUP_BEST = 16
+NUM_GROUP_BEST = 8
 """Engines that a task group is divided over at once."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -62,19 +63,22 @@ class Holders:
 class Residency:
     """The prefixes that one engine holds, as far as the scheduler knows; ``holders`` is kept up to date with it."""
 
-    __slots__ = ("_engine_id", "_holders", "_recent", "_reported")
+    __slots__ = ("_engine_id", "_holders", "_recent", "_reported", "_until_ms")
 
     def __init__(self, engine_id: str, holders: Holders) -> None:
         self._engine_id = engine_id
         self._holders = holders
         self._reported: frozenset[str] = frozenset()
         self._recent: OrderedDict[str, float] = OrderedDict()
+        """Until when what was assigned counts, oldest first."""
+        self._until_ms: dict[str, float] = {}
+        """Until when each digest counts as held: both of the above in one."""
 
     def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
         """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
-        reported, recent, since_ms = self._reported, self._recent, now_ms - RECENT_MS
+        until_ms = self._until_ms
         for digest, num_tokens in reversed(prefix):
-            if digest in reported or recent.get(digest, since_ms) > since_ms:
+            if until_ms.get(digest, now_ms) > now_ms:
                 return num_tokens
         return 0
 
@@ -82,30 +86,42 @@ class Residency:
         """Take in what a heartbeat lists."""
         before, self._reported = self._reported, frozenset(digests)
         for digest in self._reported - before:
-            self._holders.add(digest, self._engine_id)
+            self._hold(digest, math.inf)
         for digest in before - self._reported:
             self._forget(digest)
 
     def assign(self, prefix: Iterable[Boundary], now_ms: float) -> None:
         """Note that a request with ``prefix`` was given to the engine, or that it was told to prefill it."""
-        recent, holders, engine_id = self._recent, self._holders, self._engine_id
+        recent, until_ms = self._recent, now_ms + RECENT_MS
         for digest, _ in prefix:
             if digest in recent:
                 recent.move_to_end(digest)
-            else:
-                holders.add(digest, engine_id)
-            recent[digest] = now_ms
-        while recent and (len(recent) > MAX_RECENT or next(iter(recent.values())) + RECENT_MS <= now_ms):
+            recent[digest] = until_ms
+            if digest not in self._reported:
+                self._hold(digest, until_ms)
+        while recent and (len(recent) > MAX_RECENT or next(iter(recent.values())) <= now_ms):
             digest, _ = recent.popitem(last=False)
             self._forget(digest)
 
     def clear(self) -> None:
         """The engine is gone: it holds nothing."""
-        for digest in self._reported | self._recent.keys():
+        for digest in self._until_ms:
             self._holders.discard(digest, self._engine_id)
         self._reported = frozenset()
         self._recent.clear()
+        self._until_ms.clear()
+
+    def _hold(self, digest: str, until_ms: float) -> None:
+        if digest not in self._until_ms:
+            self._holders.add(digest, self._engine_id)
+        self._until_ms[digest] = until_ms
 
     def _forget(self, digest: str) -> None:
-        if digest not in self._reported and digest not in self._recent:
+        if digest in self._reported:
+            return
+        until_ms = self._recent.get(digest)
+        if until_ms is not None:
+            self._until_ms[digest] = until_ms
+        else:
+            del self._until_ms[digest]
             self._holders.discard(digest, self._engine_id)
