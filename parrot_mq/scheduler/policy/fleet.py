@@ -138,6 +138,11 @@ class Fleet(Mapping[str, EngineLoad]):
         headroom = self._pools[model].headroom
         return len(headroom) > sum(engine_id in headroom for engine_id in kept)
 
+    def is_open(self, engine_id: str, model: str, kept: Collection[str] = ()) -> bool:
+        """Whether an engine has room, serves ``model`` and is not one of ``kept``."""
+        ranked = self._ranked.get(engine_id)
+        return ranked is not None and (not model or ranked[0] == model) and engine_id not in kept
+
     def candidates(
         self, node: RequestNode, now_ms: float, kept: Collection[str] = (), count: int = NUM_BEST
     ) -> list[EngineLoad]:
@@ -194,19 +199,15 @@ class Fleet(Mapping[str, EngineLoad]):
         found = [node.planned_engine] if node.planned_engine else []
         if node.group is not None and node.group.engine:
             found.append(node.group.engine)
-        found = [engine_id for engine_id in found if self._is_open(engine_id, model, kept)]
+        found = [engine_id for engine_id in found if self.is_open(engine_id, model, kept)]
         if self._affinity:
             for digest, num_tokens in reversed(node.prefix):
                 if num_tokens < MIN_SHARED_TOKENS:
                     break
                 some = self._holders.some(digest, NUM_HOLDERS)
-                if some and (held := [engine_id for engine_id in some if self._is_open(engine_id, model, kept)]):
+                if some and (held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]):
                     return found + held
         return found
-
-    def _is_open(self, engine_id: str, model: str, kept: Collection[str]) -> bool:
-        ranked = self._ranked.get(engine_id)
-        return ranked is not None and (not model or ranked[0] == model) and engine_id not in kept
 
     # Ranks ------------------------------------------------------------------------------------------------------------
 

@@ -40,10 +40,11 @@ def decide(ready: ReadyQueue, fleet: Fleet, now_ms: float) -> Plan:
 
     Deterministic in its arguments. The caller dispatches the plan and puts back what the store refuses.
 
-    A request that no engine admits keeps the engine that has most room for it: those behind it go only to others. What
-    is kept free is never less in the next decision than in this one, until it is enough, and an empty engine is always
-    enough: a large request is not starved by small ones, and does not hold all engines up either (backfilling: Mu'alem
-    and Feitelson, 2001). Throughput work that is held off for the sake of urgent requests holds back only its like.
+    A request that no engine admits keeps the engine that has most room for it, and goes on keeping that one: those
+    behind it go only to others. So it starts at the latest when what ran there is done, since an empty engine admits
+    anything: a large request is not starved by small ones, and does not hold all engines up either (backfilling:
+    Mu'alem and Feitelson, 2001). Throughput work that is held off for the sake of urgent requests holds back only its
+    like.
     """
     round_ = _Round(ready, fleet, now_ms)
     try:
@@ -126,6 +127,7 @@ class _Round:
 
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
+        placement.request.kept_engine = ""
         placement.engine.charge(placement.request, self._now_ms)
         self.placements.append(placement)
 
@@ -140,7 +142,9 @@ class _Round:
         if found is not None:
             self._place(found)
             return
-        self._kept[roomiest.id] = None
+        if not self._fleet.is_open(node.kept_engine, node.model, self._kept):
+            node.kept_engine = roomiest.id
+        self._kept[node.kept_engine] = None
         self._num_passed += 1
         self._ready.pass_over(node)
 
