@@ -19,6 +19,8 @@ SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
 NUM_BEST = 3
 """Engines of a ranking that a request is compared on."""
+MAX_DRIFT = 0.1
+"""An engine is not ranked anew for a backlog of prompts that makes up less of its score: it is soon gone."""
 NUM_SEEN = 4
 """So many times as many are looked at for some with enough headroom."""
 NUM_HOLDERS = 3
@@ -63,9 +65,9 @@ class Fleet(Mapping[str, EngineLoad]):
 
     Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.score_ms``,
     which has wait, step and harm in it), apart for short and long outputs, and by what they have room for. An engine is
-    ranked anew after it has changed, when its prompts are prefilled, and when its pace beside urgent requests allows
-    throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm of the
-    number of engines, and exact predictions are made for candidates only.
+    ranked anew after it has changed, when a backlog of prompts is prefilled, and when its pace beside urgent requests
+    allows throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm
+    of the number of engines, and exact predictions are made for candidates only.
     """
 
     def __init__(self, queue_depth_steps: float = 2.0, *, affinity: bool = True) -> None:
@@ -259,8 +261,11 @@ class Fleet(Mapping[str, EngineLoad]):
         for model in (load.model, ""):
             if (pool := self._pools.get(model)) is not None:
                 pool.put(load, standing, scores, headroom)
-        due_ms = min((t for t in (load.prefill_until_ms, paced_until_ms) if t > now_ms), default=0.0)
-        if due_ms:
+        due_ms = paced_until_ms if paced_until_ms > now_ms else math.inf
+        backlog_ms = load.prefill_until_ms - now_ms
+        if backlog_ms > MAX_DRIFT * scores[0]:
+            due_ms = min(due_ms, load.prefill_until_ms)
+        if due_ms < math.inf:
             self._due.put(load.id, due_ms)
             self._next_due_ms = min(self._next_due_ms, due_ms)
         else:

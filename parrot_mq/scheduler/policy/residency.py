@@ -19,7 +19,8 @@ class Holders:
     __slots__ = ("_of",)
 
     def __init__(self) -> None:
-        self._of: dict[str, OrderedDict[str, None]] = {}
+        self._of: dict[str, str | OrderedDict[str, None]] = {}
+        """Most prefixes have one holder, whose id then stands here as it is."""
 
     def __len__(self) -> int:
         return len(self._of)
@@ -29,18 +30,21 @@ class Holders:
 
     def add(self, digest: str, engine_id: str) -> None:
         """Note a holder."""
-        holders = self._of.get(digest)
-        if holders is None:
-            holders = self._of[digest] = OrderedDict()
-        holders[engine_id] = None
+        holders = self._of.setdefault(digest, engine_id)
+        if isinstance(holders, OrderedDict):
+            holders[engine_id] = None
+        elif holders != engine_id:
+            self._of[digest] = OrderedDict(((holders, None), (engine_id, None)))
 
     def discard(self, digest: str, engine_id: str) -> None:
         """Forget a holder."""
         holders = self._of.get(digest)
-        if holders is not None and engine_id in holders:
-            del holders[engine_id]
+        if isinstance(holders, OrderedDict):
+            holders.pop(engine_id, None)
             if not holders:
                 del self._of[digest]
+        elif holders == engine_id:
+            del self._of[digest]
 
     def some(self, digest: str, limit: int) -> list[str]:
         """Return up to ``limit`` holders of a prefix; of more, the next few in turn.
@@ -50,6 +54,8 @@ class Holders:
         holders = self._of.get(digest)
         if holders is None:
             return []
+        if not isinstance(holders, OrderedDict):
+            return [holders]
         if len(holders) <= limit:
             return list(holders)
         found = []

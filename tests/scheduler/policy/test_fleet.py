@@ -14,7 +14,7 @@ from parrot_mq.messages import LATENCY, THROUGHPUT, CostModel, EngineState, Obje
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import EngineLoad, Fleet
-from parrot_mq.scheduler.policy.fleet import SIZES, Standing
+from parrot_mq.scheduler.policy.fleet import MAX_DRIFT, SIZES, Standing
 from parrot_mq.scheduler.policy.residency import MAX_RECENT, RECENT_MS
 from tests.scheduler.support import engine, spec_of
 
@@ -25,7 +25,12 @@ OBJECTIVES = [None, LATENCY, THROUGHPUT, Objective(ObjectiveKind.TPOT, value_ms=
 
 
 def request(
-    name: str, prompt: int = 100, output: int = 50, objective: Objective | None = None, prefix: str = "", model: str = ""
+    name: str,
+    prompt: int = 100,
+    output: int = 50,
+    objective: Objective | None = None,
+    prefix: str = "",
+    model: str = "",
 ) -> RequestNode:
     node = Graph().add(spec_of(name, model=model), Arrival("acme", "", 0), 1, RequestState.READY)
     assert node is not None
@@ -56,7 +61,14 @@ class FleetMachine(RuleBasedStateMachine):
         resident=st.sets(st.sampled_from(DIGESTS)),
     )
     def beat(
-        self, engine_id: str, model: str, cost: CostModel, slots: int, blocks: int, state: EngineState, resident: set[str]
+        self,
+        engine_id: str,
+        model: str,
+        cost: CostModel,
+        slots: int,
+        blocks: int,
+        state: EngineState,
+        resident: set[str],
     ) -> None:
         record = engine(engine_id, model=model, slots=slots, cost=cost, num_blocks=blocks, resident=tuple(resident))
         self.fleet.load_of(engine_id).update(dataclasses.replace(record, state=state))
@@ -138,7 +150,7 @@ class FleetMachine(RuleBasedStateMachine):
                         exact = loads[name].score_ms(prompt, output, self.now_ms)
                         backlog = max(0.0, loads[name].prefill_until_ms - self.now_ms)
                         # Between two rankings only the backlog of prompts shrinks.
-                        late = 0.0 if not backlog else math.inf
+                        late = exact * MAX_DRIFT / (1 - MAX_DRIFT) if not backlog else math.inf
                         assert exact - 1e-6 <= score <= exact + late + 1e-6
             assert ranked.keys() == loads.keys()
             for name, load in loads.items():
