@@ -138,9 +138,12 @@ class Standing:
         return cls(**(data | {"state": RequestState(data["state"]), "aim": aim, "engines": engines}))
 
 
+_AIM = tuple(field.name for field in dataclasses.fields(Aim))
+
+
 def _aim(data: dict[str, Any]) -> Aim:
-    return Aim(**{f.name: data[f.name] for f in dataclasses.fields(Aim) if f.name in data})
+    return Aim(**{name: data[name] for name in _AIM if name in data})
 
 
 def _given(aim: Aim) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(aim).items() if value}
+    return {name: value for name in _AIM if (value := getattr(aim, name))}
