@@ -1,6 +1,6 @@
 """Typed records that cross a process border: plain data, orjson on the wire, no behaviour of any process."""
 
-from parrot_mq.messages.cost import CostModel
+from parrot_mq.messages.cost import CostModel, RequestShape
 from parrot_mq.messages.engine import EngineRecord, EngineState
 from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
@@ -25,6 +25,7 @@ __all__ = [
     "ObjectiveKind",
     "PrefixHint",
     "RequestForm",
+    "RequestShape",
     "RequestSpec",
     "RequestState",
     "SamplingParams",
