@@ -28,7 +28,9 @@ def main() -> None:
         chosen = orders(
             experiments,
             repeats=repeats,
-            is_chosen=lambda _, point: (point.quick or not args.quick) and point.label in (args.points or [point.label]),
+            is_chosen=lambda _, point: (
+                (point.quick or not args.quick) and point.label in (args.points or [point.label])
+            ),
             systems=args.systems,
             excluded=NOT_REAL if mode == "real" else (),
         )

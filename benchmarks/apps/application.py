@@ -16,7 +16,10 @@ Handle: TypeAlias = Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Function:
-    """A prompt: ``parts[0]``, first input, ``parts[1]``, second input, ..., ``parts[-1]``, and ``num_output`` tokens."""
+    """A prompt: ``parts[0]``, first input, ``parts[1]``, second input, ..., ``parts[-1]``; then ``num_output`` tokens.
+
+    Equal functions are one.
+    """
 
     name: str
     parts: tuple[str, ...]
@@ -30,7 +33,9 @@ class Function:
     def template(self) -> str:
         """The text as a semantic function's template; inputs are called input_0, input_1, ..."""
         slots = [f"{{{{input_{number}}}}}" for number in range(self.num_inputs)]
-        pieces = [piece for part, slot in zip(self.parts, [*slots, "{{output}}"], strict=True) for piece in (part, slot)]
+        pieces = [
+            piece for part, slot in zip(self.parts, [*slots, "{{output}}"], strict=True) for piece in (part, slot)
+        ]
         return "".join(pieces)
 
 

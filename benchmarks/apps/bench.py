@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import random
 import statistics
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from benchmarks.apps.drivers import Driver, Ran
+from benchmarks.apps.drivers import Driver, Ran, RequestTrace
 from benchmarks.apps.texts import Texts
+from parrot_mq.messages import RequestShape
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,10 +54,18 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run of a point showed: ``seconds`` is the experiment's measure, smaller is better; the rest is beside it."""
+    """What a run showed: ``seconds`` is the experiment's measure, smaller is better; the rest is beside it."""
 
     seconds: float
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """A run: what it showed, and each call's life."""
+
+    outcome: Outcome
+    traces: list[RequestTrace]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,24 +77,24 @@ class Point:
     quick: bool = False
 
 
-class Experiment(Protocol):
-    """A workload of the reference."""
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A workload of the reference.
+
+    ``profile`` and ``num_engines`` are the simulated engines; ``shape`` is a typical request, which a latency-centric
+    capacity is computed for. ``features`` are switched off in turn, at the points that are quick; ``quick_values`` make
+    those smaller with --quick. ``run`` runs a point: a bench, and the point's values by name.
+    """
 
     name: str
     profile: str
-    """The simulated engines'."""
     num_engines: int
-    context_tokens: int
-    """What a typical sequence holds, which a latency-centric capacity is computed for."""
-    points: Sequence[Point]
-    features: Sequence[str]
-    """What is switched off in turn, at the point that is quick."""
+    shape: RequestShape
     baselines: Sequence[str]
-    quick_values: Mapping[str, Any]
-    """What makes a point smaller with --quick."""
-
-    async def run(self, bench: Bench, **values: Any) -> Outcome:
-        """Run one point."""
+    features: Sequence[str]
+    points: Sequence[Point]
+    run: Callable[..., Awaitable[Outcome]]
+    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 async def timed(runs: Sequence[Awaitable[Ran]]) -> list[Ran]:

@@ -91,6 +91,7 @@ class Driver(Protocol):
 class RequestTrace:
     """One call's life, epoch milliseconds as the store saw it, and what it computed; ``digest`` is of its output."""
 
+    key: Key
     function: str
     engine: str
     created_ms: int
@@ -140,19 +141,19 @@ class _SdkDriver:
 
     async def requests(self) -> list[RequestTrace]:
         traces: list[RequestTrace] = []
-        calls = [self._made[key] for key in sorted(self._made)]
-        for start in range(0, len(calls), READ_AT_ONCE):
-            made = calls[start : start + READ_AT_ONCE]
+        keys = sorted(self._made)
+        for start in range(0, len(keys), READ_AT_ONCE):
+            made = [(key, *self._made[key]) for key in keys[start : start + READ_AT_ONCE]]
             reader = self._client.link.reader(self._session.id)
-            variables = await reader.variables([variable.id for _, variable in made])
+            variables = await reader.variables([variable.id for _, _, variable in made])
             known = [variable for variable in variables if variable is not None]
             records = await reader.requests([variable.producer for variable in known])
             if len(known) != len(made) or None in records:
                 raise LookupError("a call has expired before its trace was read")
-            for (name, _), variable, record in zip(made, known, records, strict=True):
+            for (key, name, _), variable, record in zip(made, known, records, strict=True):
                 assert record is not None
                 text = f"{variable.token_ids} {variable.value}"
-                traces.append(_trace(name, record, hashlib.sha256(text.encode()).hexdigest()[:16]))
+                traces.append(_trace(key, name, record, hashlib.sha256(text.encode()).hexdigest()[:16]))
         return traces
 
 
@@ -212,9 +213,10 @@ class _Counted:
         return self._call((self._application, self._num_calls), function, inputs)
 
 
-def _trace(name: str, record: RequestRecord, digest: str) -> RequestTrace:
+def _trace(key: Key, name: str, record: RequestRecord, digest: str) -> RequestTrace:
     usage = orjson.loads(record.usage_json or b"{}")
     return RequestTrace(
+        key=key,
         function=name,
         engine=record.engine,
         created_ms=record.created_ms,

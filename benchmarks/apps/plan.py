@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from benchmarks.apps.bench import Experiment, Outcome, Point
+from benchmarks.apps.bench import Experiment, Outcome, Point, Result
+from benchmarks.apps.drivers import Key
 from benchmarks.apps.rows import Row, row_of
-from benchmarks.apps.simulated import Result
 from benchmarks.apps.systems import SYSTEMS, System, ours
 
 
@@ -29,7 +29,7 @@ def orders(
     experiments: Iterable[Experiment],
     *,
     repeats: int,
-    is_chosen: Callable[[Experiment, Point], bool] = lambda experiment, point: True,
+    is_chosen: Callable[[Point], bool] = lambda point: True,
     systems: Sequence[str] = (),
     excluded: Sequence[str] = (),
 ) -> list[Order]:
@@ -40,7 +40,7 @@ def orders(
     found: list[Order] = []
     for experiment in experiments:
         for point in experiment.points:
-            if not is_chosen(experiment, point):
+            if not is_chosen(point):
                 continue
             compared = [ours(), *(SYSTEMS[name] for name in experiment.baselines if name not in excluded)]
             if point.quick:
@@ -49,37 +49,40 @@ def orders(
                 compared = [system for system in compared if system.label in (ours().label, *systems)]
             for repeat in range(repeats):
                 turn = repeat % len(compared)
-                for system in compared[turn:] + compared[:turn]:
-                    found.append(Order(experiment, point, system, repeat))
+                found += [Order(experiment, point, system, repeat) for system in compared[turn:] + compared[:turn]]
     return found
 
 
 class Book:
     """Takes in results and gives the rows of a point when all its runs are there."""
 
-    def __init__(self, orders: Sequence[Order], mode: str, about: dict[str, Any], timelines: Path | None = None) -> None:
+    def __init__(
+        self, orders: Sequence[Order], mode: str, about: dict[str, Any], timelines: Path | None = None
+    ) -> None:
         self._mode, self._about, self._timelines = mode, about, timelines
         self._left: dict[tuple[str, str], int] = {}
         for order in orders:
             key = order.experiment.name, order.point.label
             self._left[key] = self._left.get(key, 0) + 1
         self._outcomes: dict[tuple[str, str], dict[System, list[Outcome]]] = {}
-        self._digests: dict[tuple[str, str], dict[tuple[System, int], list[str]]] = {}
+        self._digests: dict[tuple[str, str], dict[tuple[System, int], dict[Key, str]]] = {}
 
     def record(self, order: Order, result: Result) -> list[Row]:
         """Take in a run; return the rows of its point if it was the last of them, else nothing."""
         key = order.experiment.name, order.point.label
         self._outcomes.setdefault(key, {}).setdefault(order.system, []).append(result.outcome)
-        self._digests.setdefault(key, {})[order.system, order.repeat] = [trace.digest for trace in result.traces]
+        self._digests.setdefault(key, {})[order.system, order.repeat] = {
+            trace.key: trace.digest for trace in result.traces
+        }
         if self._timelines is not None and order.repeat == 0:
             self._write(order, result)
         self._left[key] -= 1
         if self._left[key]:
             return []
-        digests = self._digests.pop(key)
+        seen = self._digests.pop(key)
         return [
             row_of(*key, self._mode, system.name, system.feature_off, outcomes)
-            | {"same_outputs": _same(digests, system, len(outcomes))}
+            | {"same_outputs": _same(seen, system, len(outcomes))}
             | self._about
             for system, outcomes in self._outcomes.pop(key).items()
         ]
@@ -104,12 +107,15 @@ def timeline(result: Result) -> list[dict[str, Any]]:
     return lives
 
 
-def _same(digests: dict[tuple[System, int], list[str]], system: System, repeats: int) -> float | None:
-    """Return the part of all calls that a system answered with the very tokens of ours, None if ours did not run."""
+def _same(digests: dict[tuple[System, int], dict[Key, str]], system: System, repeats: int) -> float | None:
+    """Return the part of its calls that a system answered with the very tokens of ours; None if ours did not run.
+
+    A call that only one of them made (background goes on for as long as it is needed) is not counted.
+    """
     pairs = [
-        ours_ == theirs
+        (digest, digests[system, repeat][key])
         for repeat in range(repeats)
-        if (ours(), repeat) in digests
-        for ours_, theirs in zip(digests[ours(), repeat], digests[system, repeat], strict=True)
+        for key, digest in digests.get((ours(), repeat), {}).items()
+        if key in digests[system, repeat]
     ]
-    return round(sum(pairs) / len(pairs), 4) if pairs else None
+    return round(sum(mine == theirs for mine, theirs in pairs) / len(pairs), 4) if pairs else None

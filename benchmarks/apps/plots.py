@@ -8,12 +8,12 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - the way to draw must be chosen before
+from matplotlib import pyplot
 
-from benchmarks.apps.experiments import EXPERIMENTS  # noqa: E402
-from benchmarks.apps.reference import NORMALISED_BOUND_MS  # noqa: E402
-from benchmarks.apps.rows import Row  # noqa: E402
-from benchmarks.apps.systems import BASELINES, OURS, PAGES  # noqa: E402
+from benchmarks.apps.experiments import EXPERIMENTS
+from benchmarks.apps.reference import NORMALISED_BOUND_MS
+from benchmarks.apps.rows import Row
+from benchmarks.apps.systems import BASELINES, OURS, PAGES
 
 SYSTEMS = [OURS, *(system.name for system in (*BASELINES, PAGES))]
 
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _bars(axes: "matplotlib.axes.Axes", rows: Sequence[Row], labels: Sequence[str]) -> None:
+def _bars(axes: matplotlib.axes.Axes, rows: Sequence[Row], labels: Sequence[str]) -> None:
     systems = [system for system in SYSTEMS if any(row["system"] == system for row in rows)]
     width = 0.8 / len(systems)
     for index, system in enumerate(systems):
@@ -52,7 +52,7 @@ def _bars(axes: "matplotlib.axes.Axes", rows: Sequence[Row], labels: Sequence[st
     axes.set_ylabel("seconds")
 
 
-def _curves(axes: "matplotlib.axes.Axes", rows: Sequence[Row], labels: Sequence[str]) -> None:
+def _curves(axes: matplotlib.axes.Axes, rows: Sequence[Row], labels: Sequence[str]) -> None:
     for system in SYSTEMS:
         curve = [(float(r["point"].partition("=")[2]), r["normalised_ms"]) for r in rows if r["system"] == system]
         if curve:

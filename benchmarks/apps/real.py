@@ -1,7 +1,7 @@
 """Runs on this machine: SDK, a Redis, a scheduler process and an engine worker process for each system, taking turns.
 
 One engine computes the engine benchmark's small model, every length divided by ``SCALE.tokens``. A latency-centric
-engine runs as many sequences at once as the reference's did of the experiment's length.
+engine runs as many sequences at once as it does in simulation, where the time per token can be seen to be bounded.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import parrot_mq as P
-from benchmarks.apps.bench import Bench, Experiment, Scale
+from benchmarks.apps.bench import Bench, Experiment, Result, Scale
 from benchmarks.apps.drivers import ClientSide, Network, WholeGraph
-from benchmarks.apps.simulated import TENANT, Result
-from benchmarks.apps.systems import SWITCHES, System
+from benchmarks.apps.systems import SWITCHES, System, latency_seqs
 from benchmarks.apps.texts import TokenizerTexts
 from benchmarks.engine.driver import model_folder
 from benchmarks.engine.shapes import DTYPES, MAX_LEN
 from parrot_mq.settings import ENV_PREFIX, StoreSettings
 from parrot_mq.stack import EngineChoice, run_stack
 from parrot_mq.store.server import RedisServer
+from parrot_workers.simulation.profiles import load_profile
 
+TENANT = "bench"
 SCALE = Scale(tokens=4, work=4, engines=1, rate=2.0)
-LATENCY_TOKENS = 6144
-"""What the reference lets run at once on a latency-centric engine."""
 MAX_NUM_SEQS = 64
 KV_GIB = 2
 READY_TIMEOUT_S = 300.0
@@ -38,7 +37,9 @@ _numbers = itertools.count(1)
 
 def engine_arguments(experiment: Experiment, system: System, dtype: str, num_threads: int) -> tuple[str, ...]:
     """Return the engine worker's command line for a system."""
-    most = max(1, LATENCY_TOKENS // experiment.context_tokens) if system.latency_centric else MAX_NUM_SEQS
+    cost = load_profile(experiment.profile).cost
+    seqs = latency_seqs(cost, experiment.shape, prefix_caching=system.prefix_caching)
+    most = min(MAX_NUM_SEQS, seqs) if system.latency_centric else MAX_NUM_SEQS
     return (
         *("--dtype", DTYPES[dtype], "--num-threads", str(num_threads), "--kv-memory-gib", str(KV_GIB)),
         *("--max-num-seqs", str(most), "--max-model-len", str(MAX_LEN), "--no-speculate"),

@@ -16,7 +16,7 @@ STRONGEST = ("latency+cache", "throughput+cache")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aim:
-    """``ratio``: how many times longer than its system the reference's baseline took, in ``named`` baselines of ours."""
+    """``ratio``: how many times longer than its system the reference's baseline took; ``named`` stand for that here."""
 
     experiment: str
     point: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from parrot_mq.messages import CostModel
+from parrot_mq.messages import CostModel, RequestShape
 from parrot_mq.settings import SchedulerSettings
 
 OURS = "parrot_mq"
@@ -26,7 +26,7 @@ class System:
     """``client_side``: every call is awaited by the client. ``latency_centric``: its engines bound the time per token.
 
     ``prefix_caching``: engines keep and share computed prefixes; ``shared_attention``: attention reads a shared prefix
-    once, not once for each request. ``feature_off`` is what is off of ours, of the scheduler's switches or the engine's.
+    once, not once for each request. ``feature_off``: what is off of ours, of the scheduler's switches or the engine's.
     """
 
     name: str
@@ -71,12 +71,12 @@ PAGES = System("throughput+pages", prefix_caching=True, shared_attention=False)
 SYSTEMS = {system.label: system for system in (ours(), *BASELINES, PAGES, *map(ours, (*SWITCHES, *ENGINE_FEATURES)))}
 
 
-def latency_capacity_tokens(cost: CostModel, context_tokens: int, tpot_ms: float = LATENCY_TPOT_MS) -> int:
-    """Return the context tokens that may run at once so that a decode step stays under ``tpot_ms``.
+def latency_seqs(cost: CostModel, shape: RequestShape, *, prefix_caching: bool) -> int:
+    """Return how many requests of ``shape`` a latency-centric engine runs at once: at least one.
 
-    ``context_tokens`` is what a typical sequence holds. At least one sequence always may.
+    So many that the time per token stays under ``LATENCY_TPOT_MS`` by the cost model, the prefills of those that take
+    the places of others counted. What of ``shape`` is cached counts where the engine has a cache.
     """
-    per_sequence_ms = cost.decode_per_seq_ms + context_tokens * cost.decode_per_context_token_ms
-    if not per_sequence_ms:
-        raise ValueError("by this cost model a sequence costs nothing, so that none bounds the time per token")
-    return max(context_tokens, int((tpot_ms - cost.decode_base_ms) / per_sequence_ms * context_tokens))
+    if not prefix_caching:
+        shape = dataclasses.replace(shape, cached_tokens=0)
+    return max(1, int(cost.capacity_seqs(LATENCY_TPOT_MS, shape)))

@@ -1,17 +1,17 @@
 """Agents that write a program together: an architect, coders, reviewers, and rounds of revising and reviewing.
 
-The shape is the reference's (Parrot, OSDI'24, section 8.4): MetaGPT's roles, lengths of prompts and outputs from its log
-of eight files; with more files the log's are used again. All prompts of a stage are the same but for the last 2.5 %.
+The shape is the reference's (Parrot, OSDI'24, section 8.4): MetaGPT's roles, lengths of prompts and outputs from its
+log of eight files; with more files the log's are used again. The prompts of a stage differ in their last 2.5 % alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.apps.application import Application, Calls, Function, Handle
-from benchmarks.apps.bench import Bench, Outcome, Point
+from benchmarks.apps.bench import Bench, Experiment, Outcome, Point
+from parrot_mq.messages import RequestShape
 
 ARCHITECT = (182, 706)
 """Tokens of prompt and output."""
@@ -28,25 +28,28 @@ MIN_FILLER = 60
 NUM_ROUNDS = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class MultiAgent:
+async def run_multi_agent(bench: Bench, *, files: int) -> Outcome:
     """One program on one engine."""
+    return Outcome((await bench.driver.run(application(bench, files))).elapsed_s)
 
-    name: str = "multi-agent"
-    profile: str = "a100-13b"
-    num_engines: int = 1
-    context_tokens: int = 4300
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages")
-    features: Sequence[str] = (
-        "task_groups", "sibling_admission", "eager_prefill", "streamed_prefill", "prefix_caching", "shared_attention",
-    )  # fmt: skip
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    points: Sequence[Point] = tuple(
-        Point(f"files={files}", {"files": files}, quick=files == 4) for files in (4, 8, 12, 16)
-    )
 
-    async def run(self, bench: Bench, *, files: int) -> Outcome:
-        return Outcome((await bench.driver.run(application(bench, files))).elapsed_s)
+MULTI_AGENT = Experiment(
+    name="multi-agent",
+    profile="a100-13b",
+    num_engines=1,
+    shape=RequestShape(3700, 380, 3600),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages"),
+    features=(
+        "task_groups",
+        "sibling_admission",
+        "eager_prefill",
+        "streamed_prefill",
+        "prefix_caching",
+        "shared_attention",
+    ),
+    points=tuple(Point(f"files={files}", {"files": files}, quick=files == 4) for files in (4, 8, 12, 16)),
+    run=run_multi_agent,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,16 +6,15 @@ Parrot, OSDI'24, sections 8.3 and 8.5; lengths are those of its workloads.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import parrot_mq as P
 from benchmarks.apps.application import Application, Function
-from benchmarks.apps.bench import Bench, Outcome, Point, after, arrivals_s, mean_seconds, timed
+from benchmarks.apps.bench import Bench, Experiment, Outcome, Point, after, arrivals_s, mean_seconds, timed
 from benchmarks.apps.drivers import Ran
 from benchmarks.apps.experiments.summarise import CHUNK, chunks_of, map_reduce
+from parrot_mq.messages import RequestShape
 
 COPILOT_SHARED = 5107
 COPILOT_LENGTHS = (
@@ -31,35 +30,33 @@ COPILOT_LENGTHS = (
 """Tokens of prompt (of which 5107 are common) and output of the reference's 64 users."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Copilot:
+async def run_copilot(bench: Bench, *, batch: int) -> Outcome:
     """64 users behind one system prompt, ``batch`` of them at a time, on one engine; seconds of a request."""
+    system = bench.text(COPILOT_SHARED, "system prompt")
+    slots = asyncio.Semaphore(batch)
 
-    name: str = "copilot"
-    profile: str = "a100-7b"
-    num_engines: int = 1
-    context_tokens: int = 6500
-    baselines: Sequence[str] = ("latency+cache", "throughput", "throughput+cache", "throughput+pages")
-    features: Sequence[str] = ("shared_attention", "prefix_caching", "prefix_affinity")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    points: Sequence[Point] = tuple(
-        Point(f"batch={batch}", {"batch": batch}, quick=batch == 16) for batch in (8, 16, 32, 64)
-    )
+    async def user(number: int, prompt: int, out: int) -> Ran:
+        answer = Function("copilot", (system, ""), bench.scale.length(out))
+        query = bench.text(prompt - COPILOT_SHARED, "user", number)
+        async with slots:
+            return await bench.driver.run(lambda calls: [calls.call(answer, query)])
 
-    async def run(self, bench: Bench, *, batch: int) -> Outcome:
-        system = bench.text(COPILOT_SHARED, "system prompt")
-        slots = asyncio.Semaphore(batch)
+    lengths = COPILOT_LENGTHS[: max(batch, bench.scale.count(len(COPILOT_LENGTHS)))]
+    runs = await timed([user(number, *sizes) for number, sizes in enumerate(lengths)])
+    wall_s = max(run.end_s for run in runs) - min(run.start_s for run in runs)
+    return Outcome(mean_seconds(runs), {"wall_s": round(wall_s, 3)})
 
-        async def user(number: int, prompt: int, out: int) -> Ran:
-            answer = Function("copilot", (system, ""), bench.scale.length(out))
-            query = bench.text(prompt - COPILOT_SHARED, "user", number)
-            async with slots:
-                return await bench.driver.run(lambda calls: [calls.call(answer, query)])
 
-        lengths = COPILOT_LENGTHS[: max(batch, bench.scale.count(len(COPILOT_LENGTHS)))]
-        runs = await timed([user(number, *sizes) for number, sizes in enumerate(lengths)])
-        wall_s = max(run.end_s for run in runs) - min(run.start_s for run in runs)
-        return Outcome(mean_seconds(runs), {"wall_s": round(wall_s, 3)})
+COPILOT = Experiment(
+    name="copilot",
+    profile="a100-7b",
+    num_engines=1,
+    shape=RequestShape(6170, 305, 5107),
+    baselines=("latency+cache", "throughput", "throughput+cache", "throughput+pages"),
+    features=("shared_attention", "prefix_caching", "prefix_affinity"),
+    points=tuple(Point(f"batch={batch}", {"batch": batch}, quick=batch == 16) for batch in (8, 16, 32, 64)),
+    run=run_copilot,
+)
 
 
 GPTS = {
@@ -71,41 +68,45 @@ GPTS = {
 """Tokens of the shared prompt, of a query and of its output."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Gpts:
+async def run_gpts(bench: Bench, *, rate: float, count: int = 200) -> Outcome:
     """Four applications, each with a prompt of its own, at a rate of Poisson arrivals on four engines."""
+    source = bench.random("gpts", rate)
+    shared = {
+        name: Function(name, (bench.text(prompt, name), ""), bench.scale.length(out))
+        for name, (prompt, _, out) in GPTS.items()
+    }
+    names = list(GPTS) * -(-bench.scale.count(count) // len(GPTS))
+    source.shuffle(names)
+    starts = arrivals_s(source, rate * bench.scale.rate, len(names))
 
-    name: str = "gpts"
-    profile: str = "a6000-7b"
-    num_engines: int = 4
-    context_tokens: int = 3500
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages")
-    features: Sequence[str] = ("prefix_affinity", "shared_attention", "prefix_caching", "retain_prefixes")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"count": 80})
-    points: Sequence[Point] = tuple(
+    def one(number: int, name: str) -> Application:
+        query = bench.text(GPTS[name][1], "query", number)
+        return lambda calls: [calls.call(shared[name], query)]
+
+    runs = await timed(
+        [
+            after(start, bench.driver.run(one(n, name)))
+            for n, (name, start) in enumerate(zip(names, starts, strict=True))
+        ]
+    )
+    normalised = statistics.fmean(run.normalised_s for run in runs)
+    return Outcome(mean_seconds(runs), {"normalised_ms": round(1000 * normalised, 2)})
+
+
+GPTS_SERVING = Experiment(
+    name="gpts",
+    profile="a6000-7b",
+    num_engines=4,
+    shape=RequestShape(3075, 460, 3069),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages"),
+    features=("prefix_affinity", "shared_attention", "prefix_caching", "retain_prefixes"),
+    quick_values={"count": 80},
+    points=tuple(
         Point(f"rate={rate:g}", {"rate": rate}, quick=rate == 2)
         for rate in (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-    )
-
-    async def run(self, bench: Bench, *, rate: float, count: int = 200) -> Outcome:
-        source = bench.random("gpts", rate)
-        shared = {
-            name: Function(name, (bench.text(prompt, name), ""), bench.scale.length(out))
-            for name, (prompt, _, out) in GPTS.items()
-        }
-        names = list(GPTS) * -(-bench.scale.count(count) // len(GPTS))
-        source.shuffle(names)
-        starts = arrivals_s(source, rate * bench.scale.rate, len(names))
-
-        def one(number: int, name: str) -> Application:
-            query = bench.text(GPTS[name][1], "query", number)
-            return lambda calls: [calls.call(shared[name], query)]
-
-        runs = await timed(
-            [after(start, bench.driver.run(one(n, name))) for n, (name, start) in enumerate(zip(names, starts))]
-        )
-        normalised = statistics.fmean(run.normalised_s for run in runs)
-        return Outcome(mean_seconds(runs), {"normalised_ms": round(1000 * normalised, 2)})
+    ),
+    run=run_gpts,
+)
 
 
 CHAT_LIMIT = 2048
@@ -114,50 +115,50 @@ MAP_REDUCE_GAPS_S = (0.0, 0.5, 0.5, 10.0, 0.5, 0.5, 10.0, 0.5, 0.5)
 NUM_CHATS = 40
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixed:
+async def run_mixed(bench: Bench, *, chats: int, applications: int) -> Outcome:
     """40 chats, one a second, beside nine map-reduce applications, on four engines; seconds of a map-reduce.
 
     Chats ask for latency and read their answer as it comes, map-reduces ask for throughput. Also each kind alone.
     """
+    source = bench.random("chats")
+    lengths = [_chat_lengths(source.random(), source.random()) for _ in range(bench.scale.count(NUM_CHATS))][:chats]
 
-    name: str = "mixed"
-    profile: str = "a6000-7b"
-    num_engines: int = 4
-    context_tokens: int = 1100
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache")
-    features: Sequence[str] = ("deduce_objectives", "task_groups", "sibling_admission", "prefix_affinity")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    points: Sequence[Point] = (
+    def chat(number: int, prompt: int, out: int) -> Application:
+        answer = Function(f"chat_{number}", ("", ""), bench.scale.length(out))
+        return lambda calls: [calls.call(answer, bench.text(prompt, "chat", number))]
+
+    talking = [
+        after(number / bench.scale.rate, bench.driver.run(chat(number, *sizes), P.LATENCY, stream=True))
+        for number, sizes in enumerate(lengths)
+    ]
+    starts = [sum(MAP_REDUCE_GAPS_S[: number + 1]) / bench.scale.rate for number in range(applications)]
+    # Nine different documents of the length of the reference's: it sends the same one nine times.
+    documents = [map_reduce(bench, _document(bench, number), 50) for number in range(bench.scale.count(applications))][
+        :applications
+    ]
+    working = [
+        after(start, bench.driver.run(application, P.THROUGHPUT))
+        for start, application in zip(starts, documents, strict=False)
+    ]
+    both = await timed([*talking, *working])
+    talked, worked = both[: len(talking)], both[len(talking) :]
+    return Outcome(mean_seconds(worked or talked), _figures(talked, worked))
+
+
+MIXED = Experiment(
+    name="mixed",
+    profile="a6000-7b",
+    num_engines=4,
+    shape=RequestShape(1050, 50),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
+    features=("deduce_objectives", "task_groups", "sibling_admission", "prefix_affinity"),
+    points=(
         Point("both", {"chats": NUM_CHATS, "applications": len(MAP_REDUCE_GAPS_S)}, quick=True),
         Point("chats alone", {"chats": NUM_CHATS, "applications": 0}, quick=True),
         Point("map-reduce alone", {"chats": 0, "applications": len(MAP_REDUCE_GAPS_S)}, quick=True),
-    )
-
-    async def run(self, bench: Bench, *, chats: int, applications: int) -> Outcome:
-        source = bench.random("chats")
-        lengths = [_chat_lengths(source.random(), source.random()) for _ in range(bench.scale.count(NUM_CHATS))][:chats]
-
-        def chat(number: int, prompt: int, out: int) -> Application:
-            answer = Function(f"chat_{number}", ("", ""), bench.scale.length(out))
-            return lambda calls: [calls.call(answer, bench.text(prompt, "chat", number))]
-
-        talking = [
-            after(number / bench.scale.rate, bench.driver.run(chat(number, *sizes), P.LATENCY, stream=True))
-            for number, sizes in enumerate(lengths)
-        ]
-        starts = [sum(MAP_REDUCE_GAPS_S[: number + 1]) / bench.scale.rate for number in range(applications)]
-        # Nine different documents of the length of the reference's: it sends the same one nine times.
-        documents = [
-            map_reduce(bench, _document(bench, number), 50) for number in range(bench.scale.count(applications))
-        ][:applications]
-        working = [
-            after(start, bench.driver.run(application, P.THROUGHPUT))
-            for start, application in zip(starts, documents, strict=False)
-        ]
-        both = await timed([*talking, *working])
-        talked, worked = both[: len(talking)], both[len(talking) :]
-        return Outcome(mean_seconds(worked or talked), _figures(talked, worked))
+    ),
+    run=run_mixed,
+)
 
 
 def _figures(talked: Sequence[Ran], worked: Sequence[Ran]) -> dict[str, float]:

@@ -7,13 +7,12 @@ per output token that it published for each (the shortest has just over 20k toke
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.apps.application import Application, Calls, Function, Handle
-from benchmarks.apps.bench import Bench, Outcome, Point, mean_seconds, timed
+from benchmarks.apps.bench import Bench, Experiment, Outcome, Point, mean_seconds, timed
 from benchmarks.apps.drivers import Ran
+from parrot_mq.messages import RequestShape
 
 DOCUMENT_CHUNKS = (33, 21, 23, 20, 27, 26, 45, 44, 21, 28)
 CHUNK = 1024
@@ -67,70 +66,69 @@ def sweep() -> tuple[Point, ...]:
     return (*outputs, *(Point(f"chunk={chunk}", {"chunk": chunk, "out": 50}) for chunk in (512, 1536, 2048)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Chain:
+async def run_chain(
+    bench: Bench, *, chunk: int, out: int, chunk_first: bool = True, documents: Sequence[int] | None = None
+) -> Outcome:
     """One document at a time, on one engine."""
+    runs = []
+    for document in _documents(bench, documents):
+        application = chain(bench, chunks_of(bench, document, chunk), out, chunk_first=chunk_first)
+        runs.append(await bench.driver.run(application))
+    return Outcome(mean_seconds(runs))
 
-    name: str = "chain"
-    profile: str = "a100-13b"
-    num_engines: int = 1
-    context_tokens: int = 1200
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache")
-    features: Sequence[str] = ("eager_prefill", "streamed_prefill", "deduce_objectives", "prefix_affinity")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"documents": [QUICK_DOCUMENT]})
-    points: Sequence[Point] = (
+
+CHAIN = Experiment(
+    name="chain",
+    profile="a100-13b",
+    num_engines=1,
+    shape=RequestShape(1120, 50),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
+    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "prefix_affinity"),
+    quick_values={"documents": [QUICK_DOCUMENT]},
+    points=(
         *sweep(),
         *(Point(f"out={out}, summary first", {"chunk": CHUNK, "out": out, "chunk_first": False}) for out in (25, 50)),
-    )
-
-    async def run(
-        self, bench: Bench, *, chunk: int, out: int, chunk_first: bool = True, documents: Sequence[int] | None = None
-    ) -> Outcome:
-        runs = []
-        for document in _documents(bench, documents):
-            application = chain(bench, chunks_of(bench, document, chunk), out, chunk_first=chunk_first)
-            runs.append(await bench.driver.run(application))
-        return Outcome(mean_seconds(runs))
+    ),
+    run=run_chain,
+)
 
 
 def _documents(bench: Bench, chosen: Sequence[int] | None) -> Sequence[int]:
     return range(bench.scale.count(len(DOCUMENT_CHUNKS))) if chosen is None else chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainBackground:
+async def run_chain_background(bench: Bench, *, rate: float, documents: Sequence[int] = (1,)) -> Outcome:
     """A chain while single requests of other users arrive at random times."""
+    rate *= bench.scale.rate
+    users: list[asyncio.Task[Ran]] = []
+    runs: list[Ran] = []
+    for document in documents:
+        source = bench.random("background", document)
+        chain_run = asyncio.ensure_future(
+            bench.driver.run(chain(bench, chunks_of(bench, document, CHUNK), 50, chunk_first=True))
+        )
+        number = 0
+        while rate and not chain_run.done():
+            text = bench.text(512, "background", document, number)
+            users.append(asyncio.ensure_future(bench.driver.run(_single(bench, text))))
+            number += 1
+            await asyncio.wait([chain_run], timeout=source.expovariate(rate))
+        runs.append(await chain_run)
+    others = [await user for user in users]
+    extras = {"background_s": round(mean_seconds(others), 3), "num_background": len(others)} if others else {}
+    return Outcome(mean_seconds(runs), extras)
 
-    name: str = "chain-background"
-    profile: str = "a100-13b"
-    num_engines: int = 1
-    context_tokens: int = 1200
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache")
-    features: Sequence[str] = ("eager_prefill", "deduce_objectives", "retain_prefixes")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    points: Sequence[Point] = tuple(
-        Point(f"rate={rate:g}", {"rate": rate}, quick=rate == 2) for rate in (0.0, 1.0, 2.0, 3.0, 3.5)
-    )
 
-    async def run(self, bench: Bench, *, rate: float, documents: Sequence[int] = (1,)) -> Outcome:
-        rate *= bench.scale.rate
-        users: list[asyncio.Task[Ran]] = []
-        runs: list[Ran] = []
-        for document in documents:
-            source = bench.random("background", document)
-            chain_run = asyncio.ensure_future(
-                bench.driver.run(chain(bench, chunks_of(bench, document, CHUNK), 50, chunk_first=True))
-            )
-            number = 0
-            while rate and not chain_run.done():
-                text = bench.text(512, "background", document, number)
-                users.append(asyncio.ensure_future(bench.driver.run(_single(bench, text))))
-                number += 1
-                await asyncio.wait([chain_run], timeout=source.expovariate(rate))
-            runs.append(await chain_run)
-        others = [await user for user in users]
-        extras = {"background_s": round(mean_seconds(others), 3), "num_background": len(others)} if others else {}
-        return Outcome(mean_seconds(runs), extras)
+CHAIN_BACKGROUND = Experiment(
+    name="chain-background",
+    profile="a100-13b",
+    num_engines=1,
+    shape=RequestShape(1120, 50),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
+    features=("eager_prefill", "deduce_objectives", "retain_prefixes"),
+    points=tuple(Point(f"rate={rate:g}", {"rate": rate}, quick=rate == 2) for rate in (0.0, 1.0, 2.0, 3.0, 3.5)),
+    run=run_chain_background,
+)
 
 
 def _single(bench: Bench, text: str) -> Application:
@@ -138,45 +136,45 @@ def _single(bench: Bench, text: str) -> Application:
     return lambda calls: [calls.call(answer, text)]
 
 
-@dataclasses.dataclass(frozen=True)
-class ConcurrentChains:
+async def run_concurrent_chains(bench: Bench, *, count: int) -> Outcome:
     """Many documents at once on one engine."""
-
-    name: str = "concurrent-chains"
-    profile: str = "a100-13b"
-    num_engines: int = 1
-    context_tokens: int = 2200
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache")
-    features: Sequence[str] = ("eager_prefill", "streamed_prefill", "deduce_objectives", "retain_prefixes")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    points: Sequence[Point] = tuple(
-        Point(f"chains={count}", {"count": count}, quick=count == 10) for count in (10, 15, 20, 25)
-    )
-
-    async def run(self, bench: Bench, *, count: int) -> Outcome:
-        applications = [
-            chain(bench, chunks_of(bench, document, 2048), 50, chunk_first=True)
-            for document in range(bench.scale.count(count))
-        ]
-        runs = await timed([bench.driver.run(application) for application in applications])
-        return Outcome(mean_seconds(runs), {"applications_s": [round(run.elapsed_s, 3) for run in runs]})
+    applications = [
+        chain(bench, chunks_of(bench, document, 2048), 50, chunk_first=True)
+        for document in range(bench.scale.count(count))
+    ]
+    runs = await timed([bench.driver.run(application) for application in applications])
+    return Outcome(mean_seconds(runs), {"applications_s": [round(run.elapsed_s, 3) for run in runs]})
 
 
-@dataclasses.dataclass(frozen=True)
-class MapReduce:
+CONCURRENT_CHAINS = Experiment(
+    name="concurrent-chains",
+    profile="a100-13b",
+    num_engines=1,
+    shape=RequestShape(2144, 50),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
+    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "retain_prefixes"),
+    points=tuple(Point(f"chains={count}", {"count": count}, quick=count == 10) for count in (10, 15, 20, 25)),
+    run=run_concurrent_chains,
+)
+
+
+async def run_map_reduce(bench: Bench, *, chunk: int, out: int, documents: Sequence[int] | None = None) -> Outcome:
     """Maps over the chunks of a document, and one reduce."""
+    runs = [
+        await bench.driver.run(map_reduce(bench, chunks_of(bench, document, chunk), out))
+        for document in _documents(bench, documents)
+    ]
+    return Outcome(mean_seconds(runs))
 
-    name: str = "map-reduce"
-    profile: str = "a100-13b"
-    num_engines: int = 1
-    context_tokens: int = 1100
-    baselines: Sequence[str] = ("latency", "latency+cache", "throughput", "throughput+cache")
-    features: Sequence[str] = ("task_groups", "sibling_admission", "eager_prefill", "streamed_prefill")
-    quick_values: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"documents": [QUICK_DOCUMENT]})
-    points: Sequence[Point] = sweep()
 
-    async def run(self, bench: Bench, *, chunk: int, out: int, documents: Sequence[int] | None = None) -> Outcome:
-        runs = [
-            await bench.driver.run(map_reduce(bench, chunks_of(bench, document, chunk), out)) for document in _documents(bench, documents)
-        ]
-        return Outcome(mean_seconds(runs))
+MAP_REDUCE = Experiment(
+    name="map-reduce",
+    profile="a100-13b",
+    num_engines=1,
+    shape=RequestShape(1050, 50),
+    baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
+    features=("task_groups", "sibling_admission", "eager_prefill", "streamed_prefill"),
+    quick_values={"documents": [QUICK_DOCUMENT]},
+    points=sweep(),
+    run=run_map_reduce,
+)
