@@ -28,9 +28,7 @@ def main() -> None:
         chosen = orders(
             experiments,
             repeats=repeats,
-            is_chosen=lambda _, point: (
-                (point.quick or not args.quick) and point.label in (args.points or [point.label])
-            ),
+            is_chosen=lambda point: (point.quick or not args.quick) and (not args.points or point.label in args.points),
             systems=args.systems,
             excluded=NOT_REAL if mode == "real" else (),
         )
