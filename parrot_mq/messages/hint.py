@@ -20,6 +20,9 @@ class PrefixHint:
     ``key`` names the hint: another one of the same key replaces it. ``retain_s`` is how long to keep the prefix, for
     hints that say so. Variables must be resolved, and none be an earlier output of the same call (which a request sees
     raw). By reference, so that it stays small: the control stream keeps thousands.
+
+    ``follow``: a variable whose value comes right behind the prefix and is being generated; its tokens are part of the
+    prefix as they come. For hints to prefill.
     """
 
     key: Annotated[str, pydantic.Field(min_length=1, max_length=200)]
@@ -30,6 +33,7 @@ class PrefixHint:
     bindings: dict[str, Binding] = pydantic.Field(default_factory=dict)
     share_prefixes: bool = False
     retain_s: Annotated[float, pydantic.Field(ge=0, le=MAX_RETAIN_S, allow_inf_nan=False)] = 0.0
+    follow: Annotated[str, pydantic.Field(max_length=200)] = ""
 
     def to_json(self) -> str:
         """Return the hint as one line of JSON, defaults left out."""

@@ -81,6 +81,14 @@ class RequestNode:
     fence: str = ""
     told: ObjectiveKind = ObjectiveKind.LATENCY
     """What its engine takes it to be for."""
+    planned_engine: str = ""
+    """While it waits: the engine that its prompt's beginning is prepared on; its prefix counts as resident there."""
+    before_ms: float = 0.0
+    """Expected time along the graph until it can start, from the submit of what it depends on."""
+    remaining_ms: float = 0.0
+    """Expected time along the graph from its end until what somebody waits for is done; 0 if that is its own output."""
+    slack_ms: float = 0.0
+    """How much later than expected it may start without delaying what somebody waits for; 0 on the critical path."""
     key_ms: float = 0.0
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0

@@ -227,9 +227,9 @@ class Claim:
 class Assignment:
     """An entry of an engine's queue: run request ``request`` under ``fence``.
 
-    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``). ``offer`` is what the
-    claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way, and must
-    write nothing but its result before that is answered. None if the request is large, or streamed.
+    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``, ``flight``). ``offer`` is
+    what the claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way,
+    and must write nothing but its result before that is answered. None if the request is large, or streamed.
     """
 
     entry_id: str
@@ -288,7 +288,10 @@ class DispatchItem:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """What a completion cost; stored with the request as JSON."""
+    """What a completion cost; stored with the request as JSON.
+
+    ``shared``: its output was computed for an equal request that ran at the same time, which counts the tokens.
+    """
 
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -296,3 +299,4 @@ class Usage:
     queue_ms: float = 0.0
     run_ms: float = 0.0
     finish: str = ""
+    shared: bool = False

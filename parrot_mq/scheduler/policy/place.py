@@ -30,11 +30,18 @@ class Reason(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """One decision: run ``request`` on ``engine``."""
+    """One decision: run ``request`` on ``engine``.
+
+    ``predicted_ms`` is what was compared, for the chosen engine: the predicted time from now until the request is done
+    there, plus the delay that it is to urgent requests there. ``considered`` has the same for the other engines that
+    were looked at, by engine id.
+    """
 
     request: RequestNode
     engine: EngineLoad
     reason: Reason
+    predicted_ms: float = 0.0
+    considered: tuple[tuple[str, float], ...] = ()
 
 
 def best_engine(node: RequestNode, engines: Sequence[EngineLoad], now_ms: float) -> tuple[EngineLoad, Reason] | None:

@@ -15,13 +15,15 @@ class Plan:
     """Hints beside an assignment. Hints never decide correctness, so what cannot be read counts as absent.
 
     ``rank``: lower starts earlier. ``prefix``: digests of the prompt's variable boundaries, shortest first, by which
-    the scheduler recognises what an engine has in its cache.
+    the scheduler recognises what an engine has in its cache. ``flight``: the digest that equal deterministic requests
+    have in common; empty if it is to run by itself; None if the scheduler does not say.
     """
 
     rank: float = 0.0
     objective: ObjectiveKind = ObjectiveKind.LATENCY
     prefix: tuple[str, ...] = ()
     group: str = ""
+    flight: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -38,6 +40,7 @@ class Plan:
             objective=objective_kind(data.get("objective")),
             prefix=tuple(map(str, prefix)) if isinstance(prefix, list) else (),
             group=str(data.get("group", "")),
+            flight=str(data["flight"]) if "flight" in data else None,
         )
 
 
