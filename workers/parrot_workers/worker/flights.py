@@ -9,7 +9,7 @@ import orjson
 from parrot_mq.messages import ObjectiveKind, SamplingParams
 from parrot_workers.engine.port import PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.worker.run import Run
-from parrot_workers.worker.stepper import StepThread
+from parrot_workers.worker.stepper import Stepper
 from parrot_workers.worker.transcript import Transcript
 
 MAX_FOLLOWERS = 512
@@ -74,7 +74,7 @@ class Flights:
     computed twice. ``is_on``: whether runs are shared at all.
     """
 
-    def __init__(self, stepper: StepThread, *, is_on: bool) -> None:
+    def __init__(self, stepper: Stepper, *, is_on: bool) -> None:
         self._stepper = stepper
         self._is_on = is_on
         self._flights: dict[str, Flight] = {}

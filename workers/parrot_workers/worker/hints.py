@@ -13,7 +13,7 @@ from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import Control, InputValue
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.worker.prompt import FunctionCache, prefix_salt, prompt_segments
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import Stepper, monotonic_s
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class HintTaker:
     """
 
     def __init__(
-        self, group: asyncio.TaskGroup, stepper: StepThread, functions: FunctionCache, identity: Callable[[], str]
+        self, group: asyncio.TaskGroup, stepper: Stepper, functions: FunctionCache, identity: Callable[[], str]
     ) -> None:
         self._group = group
         self._stepper = stepper

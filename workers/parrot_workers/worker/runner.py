@@ -18,7 +18,7 @@ from parrot_workers.worker.hints import KINDS as HINT_KINDS
 from parrot_workers.worker.hints import HintTaker
 from parrot_workers.worker.plan import control_objective
 from parrot_workers.worker.run import Leases, Run
-from parrot_workers.worker.stepper import StepThread
+from parrot_workers.worker.stepper import Stepper
 from parrot_workers.worker.submitter import Submitter
 from parrot_workers.worker.table import RunTable
 from parrot_workers.worker.vitals import Vitals
@@ -35,7 +35,7 @@ class Runner:
         store: StoreSettings,
         worker: WorkerSettings,
         leases: Leases,
-        stepper: StepThread,
+        stepper: Stepper,
         vitals: Vitals,
     ) -> None:
         self._group = group
