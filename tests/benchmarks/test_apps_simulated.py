@@ -13,13 +13,13 @@ from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.simulated import engines_of, run_simulated
 from benchmarks.apps.systems import BASELINES, PAGES, SYSTEMS, System, ours
 
-TOY = Scale(tokens=32, work=8, rate=8.0)
+TOY = Scale(tokens=32, work=4, rate=8.0)
 VALUES: dict[str, dict[str, Any]] = {
     "chain": {"chunk": 1024, "out": 50, "documents": [3]},
     "chain-background": {"rate": 2.0, "documents": [3]},
     "concurrent-chains": {"count": 16},
     "map-reduce": {"chunk": 1024, "out": 50, "documents": [3]},
-    "copilot": {"batch": 8},
+    "copilot": {"batch": 4},
     "gpts": {"rate": 4.0, "count": 32},
     "multi-agent": {"files": 4},
     "mixed": {"chats": 5, "applications": 1},
@@ -38,7 +38,7 @@ def calls(result: Result) -> dict[Any, Any]:
 def test_a_client_asks_for_the_same_and_gets_the_same(name: str) -> None:
     own, client = calls(run(name, ours())), calls(run(name, SYSTEMS["throughput+cache"]))
     common = own.keys() & client.keys()
-    assert len(common) >= 5
+    assert len(common) >= 4
     assert {key: own[key] for key in common} == {key: client[key] for key in common}
     if name != "chain-background":  # whose background goes on until the chain is done
         assert own.keys() == client.keys()
