@@ -5,9 +5,11 @@ from parrot_mq.messages.engine import EngineRecord, EngineState
 from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
 from parrot_mq.messages.hint import PrefixHint
+from parrot_mq.messages.lengths import LengthHistogram
 from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind
 from parrot_mq.messages.request import Binding, RequestSpec, Transform, TransformKind
 from parrot_mq.messages.sampling import SamplingParams
+from parrot_mq.messages.standing import Aim, EngineAnswer, Placed, Refusal, Standing
 from parrot_mq.messages.states import RequestState, SessionState, VariableState
 
 __all__ = [
@@ -15,15 +17,20 @@ __all__ = [
     "THROUGHPUT",
     "TPOT",
     "TTFT",
+    "Aim",
     "Binding",
     "CostModel",
     "Deadline",
+    "EngineAnswer",
     "EngineRecord",
     "EngineState",
     "FunctionRecord",
+    "LengthHistogram",
     "Objective",
     "ObjectiveKind",
+    "Placed",
     "PrefixHint",
+    "Refusal",
     "RequestForm",
     "RequestShape",
     "RequestSpec",
@@ -32,6 +39,7 @@ __all__ = [
     "Segment",
     "SegmentKind",
     "SessionState",
+    "Standing",
     "Transform",
     "TransformKind",
     "VariableState",

@@ -17,12 +17,12 @@ MAX_RETAIN_S = 3600.0
 class PrefixHint:
     """The first ``end`` segments of a template, filled in from ``bindings``, as requests of ``tenant`` would read them.
 
-    ``key`` names the hint: another one of the same key replaces it. ``retain_s`` is how long to keep the prefix, for
-    hints that say so. Variables must be resolved, and none be an earlier output of the same call (which a request sees
-    raw). By reference, so that it stays small: the control stream keeps thousands.
+    ``key`` names the hint: another one of the same key replaces it. ``retain_s`` is how long to keep the prefix; one to
+    compute it keeps it too, if it says so. Variables must be resolved, and none be an earlier output of the same call
+    (which a request sees raw). By reference, so that it stays small: the control stream keeps thousands.
 
-    ``follow``: a variable whose value comes right behind the prefix and is being generated; its tokens are part of the
-    prefix as they come. For hints to prefill.
+    ``follow`` (of a hint to compute) is the variable that stands right behind those segments and is being generated:
+    its tokens are computed too, as they come. It has no transform: what is generated is what will be read.
     """
 
     key: Annotated[str, pydantic.Field(min_length=1, max_length=200)]

@@ -13,6 +13,7 @@ from parrot_mq.messages import RequestState
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Placement, plan_json
+from parrot_mq.scheduler.standing import placed
 from parrot_mq.store import IdSource, Reader
 from parrot_mq.store.records import DispatchItem, RequestRecord
 from parrot_mq.store.scheduler import SchedulerStore
@@ -49,7 +50,7 @@ class Dispatcher:
                     await self._send(self._stores[partition], batch)
 
     async def _send(self, store: SchedulerStore, batch: Sequence[Placement]) -> None:
-        items = [DispatchItem(p.request.id, p.engine.id, plan_json(p.request)) for p in batch]
+        items = [DispatchItem(p.request.id, p.engine.id, plan_json(p.request), placed(p).to_json()) for p in batch]
         tokens = [self._ids.token() for _ in batch]
         try:
             fences = await store.dispatch(items, tokens)

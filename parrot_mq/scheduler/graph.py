@@ -63,6 +63,8 @@ class Graph:
     def remove(self, node: RequestNode) -> None:
         """Take a finished request out, with every variable that nothing refers to any more."""
         del self.requests[node.id]
+        if node.group is not None:
+            node.group.size -= 1
         output = node.output
         if output.producer is node:
             output.producer = None

@@ -1,9 +1,13 @@
 """In which order ready requests are served.
 
 Within a tenant by a key that is fixed when a request is queued: the time its program was submitted (first come, first
-served among applications), moved by bounded amounts for its objective, its depth (deeper requests finish programs) and
-its priority. As the amounts are bounded, whatever is submitted late enough comes later: nobody starves. Between
-tenants: the one that was served the fewest tokens so far comes first (virtual counters, Sheng et al., OSDI'24).
+served among applications), moved by bounded amounts for its objective, its slack (0 on the critical path of its
+program), its depth (deeper requests finish programs) and its priority. As the amounts are bounded, whatever is
+submitted ``MAX_SHIFT_MS`` later comes later: nobody starves.
+
+Between tenants: the one that was served the fewest tokens so far comes first (virtual counters, Sheng et al., OSDI'24).
+What is served at once is a request, or a task group or prefix sharers with it; between two tenants that both wait all
+the time, the tokens served to them never differ by more than the largest such part of either.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
 from parrot_mq.messages import ObjectiveKind
@@ -19,14 +23,20 @@ from parrot_mq.scheduler.nodes import RequestNode, TaskGroup
 
 THROUGHPUT_MS = 10_000.0
 """A throughput request lets latency requests pass that are submitted up to this much later."""
+MAX_SLACK_MS = 10_000.0
+"""Slack, on the way to a deadline or beside a critical path, counts up to here."""
 NO_OBJECTIVE_MS = 100.0
 """Nobody has asked for its output yet."""
 DEPTH_MS = 50.0
 MAX_DEPTH = 100
 PRIORITY_MS = 1_000.0
 MAX_PRIORITY = 100
-MAX_SHIFT_MS = THROUGHPUT_MS + MAX_DEPTH * DEPTH_MS + 2 * MAX_PRIORITY * PRIORITY_MS
+MAX_SHIFT_MS = max(THROUGHPUT_MS, MAX_SLACK_MS) + MAX_DEPTH * DEPTH_MS + 2 * MAX_PRIORITY * PRIORITY_MS
 """What is submitted this much later than a request never overtakes it."""
+
+
+MAX_IDLE = 1024
+"""Counters of tenants that are looked through for those that need not be remembered, once there are more."""
 
 
 def order_key_ms(node: RequestNode, duration_ms: float) -> float:
@@ -37,11 +47,20 @@ def order_key_ms(node: RequestNode, duration_ms: float) -> float:
         shift += NO_OBJECTIVE_MS
     elif objective.kind is ObjectiveKind.THROUGHPUT:
         shift += THROUGHPUT_MS
-    elif objective.kind is ObjectiveKind.DEADLINE and objective.at_ms:
-        # The latest time it may start is what counts, within the same bounds.
-        slack_ms = objective.at_ms - duration_ms - node.submitted_ms
-        shift += max(0.0, min(slack_ms, THROUGHPUT_MS))
+    else:
+        slack_ms = node.slack_ms
+        if objective.kind is ObjectiveKind.DEADLINE and objective.at_ms:
+            slack_ms = objective.at_ms - duration_ms - node.submitted_ms  # what it must start by
+        elif objective.kind is ObjectiveKind.TTFT and objective.value_ms:
+            slack_ms = float(objective.value_ms)
+        shift += max(0.0, min(slack_ms, MAX_SLACK_MS))
     return node.submitted_ms + shift
+
+
+def line_of(node: RequestNode) -> Line:
+    """Return the line that ``node`` stands in."""
+    objective = node.objective
+    return node.model, objective is not None and objective.kind is ObjectiveKind.THROUGHPUT
 
 
 _K = TypeVar("_K")
@@ -50,10 +69,12 @@ _Index = dict[_K, OrderedDict[str, RequestNode]]
 much was deleted there.)"""
 _Entry = tuple[float, int, int, RequestNode]
 """Key, sequence number, ticket, request. Valid while the request's ticket is the same."""
+Line = tuple[str, bool]
+"""The model that requests ask for, and whether they are throughput work, which may be held off where others are not."""
 
 
 class _Line:
-    """The ready requests of one model: a heap per tenant, and the tenants in the order of their counters."""
+    """The ready requests of one line: a heap per tenant, and the tenants in the order of their counters."""
 
     def __init__(self) -> None:
         self.heaps: dict[str, list[_Entry]] = {}
@@ -66,11 +87,15 @@ class ReadyQueue:
 
     def __init__(self) -> None:
         self._queued: dict[str, RequestNode] = {}
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[Line, _Line] = {}
+        self._line_of: dict[str, _Line] = {}
+        self._aside: list[tuple[_Line, _Entry]] = []
         self._groups: _Index[TaskGroup] = {}
         self._sharers: _Index[str] = {}
         self._served: dict[str, float] = {}
+        self._num_waiting: dict[str, int] = {}
         self._floor = 0.0
+        self._forget_at = MAX_IDLE
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -84,24 +109,32 @@ class ReadyQueue:
 
     def put(self, node: RequestNode) -> None:
         """Queue a request under its ``key_ms``; queue it anew if it is there already."""
+        if node.tenant not in self._num_waiting:  # it comes back: what it was not served meanwhile is not saved up
+            self._served[node.tenant] = max(self._served.get(node.tenant, 0.0), self._floor)
         self.discard(node)
         self._sequence += 1
         node.ticket = self._sequence
         self._queued[node.id] = node
-        line = self._lines.get(node.model)
+        key = line_of(node)
+        line = self._lines.get(key)
         if line is None:
-            line = self._lines[node.model] = _Line()
-        heap = line.heaps.get(node.tenant)
-        if heap is None:
-            heap = line.heaps[node.tenant] = []
-            served = self._served[node.tenant] = max(self._served.get(node.tenant, 0.0), self._floor)
-            heapq.heappush(line.tenants, (served, node.tenant))
-        heapq.heappush(heap, (node.key_ms, self._sequence, node.ticket, node))
-        line.num_entries += 1
+            line = self._lines[key] = _Line()
+        self._line_of[node.id] = line
+        self._num_waiting[node.tenant] = self._num_waiting.get(node.tenant, 0) + 1
+        self._push(line, (node.key_ms, self._sequence, node.ticket, node))
         if node.group is not None:
             self._groups.setdefault(node.group, OrderedDict())[node.id] = node
         for digest, _ in node.prefix:
             self._sharers.setdefault(digest, OrderedDict())[node.id] = node
+
+    def _push(self, line: _Line, entry: _Entry) -> None:
+        tenant = entry[3].tenant
+        heap = line.heaps.get(tenant)
+        if heap is None:
+            heap = line.heaps[tenant] = []
+            heapq.heappush(line.tenants, (self._served[tenant], tenant))
+        heapq.heappush(heap, entry)
+        line.num_entries += 1
 
     def discard(self, node: RequestNode) -> bool:
         """Take a request out without serving it; False if it is not here."""
@@ -112,27 +145,50 @@ class ReadyQueue:
             self._drop(self._groups, node.group, node)
         for digest, _ in node.prefix:
             self._drop(self._sharers, digest, node)
-        self._compact(self._lines[node.model])
+        left = self._num_waiting[node.tenant] - 1
+        if left:
+            self._num_waiting[node.tenant] = left
+        else:
+            del self._num_waiting[node.tenant]
+            self._forget_idle()
+        self._compact(self._line_of.pop(node.id))
         return True
 
     def take(self, node: RequestNode) -> None:
         """Take a request out to serve it: its tenant is charged for its tokens."""
-        if self.discard(node):
-            served = self._served.get(node.tenant, 0.0)
-            self._served[node.tenant] = served + node.prompt_tokens + node.output_tokens
+        if node.id in self._queued:
+            self._served[node.tenant] += node.prompt_tokens + node.output_tokens
+            self.discard(node)
 
-    def first(self, models: Iterable[str]) -> RequestNode | None:
-        """Return the request that comes first among those that ask for one of ``models`` ("" is any)."""
-        best: tuple[float, float, RequestNode] | None = None
+    def first(self, models: Iterable[str], held: Collection[Line] = ()) -> RequestNode | None:
+        """Return the request that comes first among those that ask for one of ``models`` ("" is any), except in the
+        lines ``held``.
+        """
+        best: tuple[float, float, int, RequestNode] | None = None
         for model in models:
-            line = self._lines.get(model)
-            head = self._head(line) if line is not None else None
-            if head is not None and (best is None or head[:2] < best[:2]):
-                best = head
+            for throughput in (False, True):
+                key = model, throughput
+                line = self._lines.get(key)
+                head = self._head(line) if line is not None and key not in held else None
+                if head is not None and (best is None or head[:3] < best[:3]):
+                    best = head
         if best is None:
             return None
         self._floor = max(self._floor, best[0])
-        return best[2]
+        return best[3]
+
+    def pass_over(self, node: RequestNode) -> None:
+        """Let others come before ``node``, which ``first`` has just returned, until ``restore``. It stays queued."""
+        line = self._line_of[node.id]
+        line.num_entries -= 1
+        self._aside.append((line, heapq.heappop(line.heaps[node.tenant])))
+
+    def restore(self) -> None:
+        """Put every request that was passed over back where it stood."""
+        for line, entry in self._aside:
+            if entry[3].ticket == entry[2]:
+                self._push(line, entry)
+        self._aside.clear()
 
     def group_members(self, group: TaskGroup, limit: int) -> list[RequestNode]:
         """Return up to ``limit`` queued members of a task group, oldest first."""
@@ -153,7 +209,7 @@ class ReadyQueue:
                     found[other.id] = other
         return list(found.values())[:limit]
 
-    def _head(self, line: _Line) -> tuple[float, float, RequestNode] | None:
+    def _head(self, line: _Line) -> tuple[float, float, int, RequestNode] | None:
         while line.tenants:
             noted, tenant = line.tenants[0]
             heap = line.heaps[tenant]
@@ -163,20 +219,19 @@ class ReadyQueue:
             if not heap:
                 heapq.heappop(line.tenants)
                 del line.heaps[tenant]
-                self._forget_idle()
                 continue
-            served = self._served.get(tenant, self._floor)
+            served = self._served[tenant]
             if served > noted:  # counters only grow, so a stale entry stands too far in front, never too far back
                 heapq.heapreplace(line.tenants, (served, tenant))
                 continue
-            return served, heap[0][0], heap[0][3]
+            return served, heap[0][0], heap[0][1], heap[0][3]
         return None
 
     def _forget_idle(self) -> None:
-        if len(self._served) <= 1024:
-            return
-        active = {tenant for line in self._lines.values() for tenant in line.heaps}
-        self._served = {t: n for t, n in self._served.items() if t in active or n > self._floor}
+        # A tenant without requests that is not ahead of the floor starts there when it comes back, known or not.
+        if len(self._served) > self._forget_at:
+            self._served = {t: n for t, n in self._served.items() if t in self._num_waiting or n > self._floor}
+            self._forget_at = max(MAX_IDLE, 2 * len(self._served))
 
     def _compact(self, line: _Line) -> None:
         # Taken-out entries stay in their heap until they come first; rebuild when most are such.

@@ -1,18 +1,19 @@
-"""Where a request runs: with its task group, with prefix sharers, where its prefix is, or where it is done first."""
+"""Where a request runs: of the engines that it should be compared on, the one where it is done first."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS
 from parrot_mq.scheduler.policy.load import EngineLoad
 
-MIN_SHARED_TOKENS = 32
-"""A shared beginning shorter than two blocks is not worth a detour."""
 LOAD_BOUND = 1.25
-"""Sharers follow a prefix while their predicted completion there is within this factor of the best elsewhere."""
+"""Queued sharers of a prefix stay together while their predicted completion is within this factor of the best
+elsewhere: what a prediction for one cannot see is that others wait for the engine that would compute the prefix again.
+"""
 
 
 class Reason(enum.StrEnum):
@@ -26,6 +27,8 @@ class Reason(enum.StrEnum):
     """Its prefix is in the cache there, and that makes it done first there."""
     COMPLETION = "completion"
     """It is predicted to be done first there."""
+    FLIGHT = "flight"
+    """An equal request runs there, whose output it gets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,52 +47,31 @@ class Placement:
     considered: tuple[tuple[str, float], ...] = ()
 
 
-def best_engine(node: RequestNode, engines: Sequence[EngineLoad], now_ms: float) -> tuple[EngineLoad, Reason] | None:
-    """Return the engine that admits ``node`` and is predicted to finish it first; None if none admits it.
+def best_placement(
+    node: RequestNode, candidates: Iterable[EngineLoad], now_ms: float, *, beside: EngineLoad | None = None
+) -> Placement | None:
+    """Place ``node`` on the candidate that admits it and is predicted to finish it first; None if none admits it.
 
-    Uncached prefix tokens and the delay to urgent requests are in the prediction, so that a resident prefix wins where
-    its worth exceeds the load. Ties go to the engine with the fewest outstanding requests, then by id.
+    Uncached prefix tokens and the delay to urgent requests are in the prediction. So a request goes where its prefix
+    is as long as waiting there is predicted to take less than computing the prefix elsewhere, and to a second engine
+    from then on: nothing piles up on one. Ties go to the engine with the fewest outstanding requests, then by id.
+    ``beside``: where a sharer of its prefix was just placed, which is good enough within ``LOAD_BOUND``.
     """
-    admitting = [engine for engine in engines if engine.admits(node, now_ms)]
-    if not admitting:
+    compared = [
+        (engine.completion_ms(node, now_ms), engine.num_outstanding, engine.id, engine)
+        for engine in candidates
+        if engine.admits(node, now_ms)
+    ]
+    if not compared:
         return None
-    if len(admitting) == 1:
-        best = admitting[0]
-    else:
-        best = min(admitting, key=lambda e: (e.completion_ms(node, now_ms), e.num_outstanding, e.id))
-    resident = best.cached_tokens(node, now_ms) >= MIN_SHARED_TOKENS
-    return best, Reason.RESIDENT if resident else Reason.COMPLETION
-
-
-def group_engine(members: Sequence[RequestNode], engines: Sequence[EngineLoad], now_ms: float) -> EngineLoad | None:
-    """Return the engine for a task group, whose ready ``members`` stand in the queue; None if none admits the first.
-
-    It is the one where earlier members went, while it has free slots; else one with slots for all of them; else the one
-    with most slots (the rest is placed with the next). Among equals the predicted completion of the last member counts.
-    """
-    first, count = members[0], len(members)
-    admitting = [engine for engine in engines if engine.admits(first, now_ms)]
-    if not admitting:
-        return None
-    assert first.group is not None
-    for engine in admitting:
-        if engine.id == first.group.engine and engine.num_free_slots:
-            return engine
-
-    def order(engine: EngineLoad) -> tuple[int, float, int, str]:
-        fits = min(engine.num_free_slots, count)
-        return -fits, engine.completion_ms(first, now_ms, count=max(1, fits)), engine.num_outstanding, engine.id
-
-    return min(admitting, key=order)
-
-
-def follows(node: RequestNode, engine: EngineLoad, engines: Sequence[EngineLoad], now_ms: float) -> bool:
-    """Whether ``node`` should join a sharer of its prefix on ``engine``: it is admitted, and the load is bounded."""
-    if not engine.admits(node, now_ms):
-        return False
-    here_ms = engine.completion_ms(node, now_ms)
-    return all(
-        here_ms <= LOAD_BOUND * other.completion_ms(node, now_ms)
-        for other in engines
-        if other is not engine and other.admits(node, now_ms)
-    )
+    best = min(compared)
+    reason = Reason.COMPLETION
+    if beside is not None:
+        near = next((c for c in compared if c[3] is beside and c[0] <= LOAD_BOUND * best[0]), None)
+        if near is not None:
+            best, reason = near, Reason.SHARERS
+    predicted_ms, _, _, engine = best
+    if reason is not Reason.SHARERS and node.prefix and engine.cached_tokens(node, now_ms) >= MIN_SHARED_TOKENS:
+        reason = Reason.RESIDENT
+    considered = tuple((its_id, ms) for ms, _, its_id, _ in compared if its_id != engine.id)
+    return Placement(node, engine, reason, predicted_ms, considered)

@@ -7,26 +7,24 @@ and more urgent one can still pass them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.load import EngineLoad
-from parrot_mq.scheduler.policy.order import ReadyQueue
-from parrot_mq.scheduler.policy.place import (
-    MIN_SHARED_TOKENS,
-    Placement,
-    Reason,
-    best_engine,
-    follows,
-    group_engine,
-)
+from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
+from parrot_mq.scheduler.policy.groups import divide
+from parrot_mq.scheduler.policy.load import is_throughput
+from parrot_mq.scheduler.policy.order import Line, ReadyQueue
+from parrot_mq.scheduler.policy.place import Placement, Reason, best_placement
 
 MAX_PLACEMENTS = 256
 """Placements in one plan, so that none takes long; ``Plan.more`` says to decide again."""
 MAX_JUMP_MS = 1_000.0
 """A prefix sharer overtakes only requests that are this much ahead of it: sharing must not starve anybody."""
+MAX_PASSED = 4
+"""Requests that no engine admits, in one decision, before all behind them have to wait as well."""
+NUM_GROUP_BEST = 16
+"""Engines that a task group is divided over at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,96 +35,119 @@ class Plan:
     more: bool = False
 
 
-def decide(ready: ReadyQueue, engines: Iterable[EngineLoad], now_ms: float) -> Plan:
+def decide(ready: ReadyQueue, fleet: Fleet, now_ms: float) -> Plan:
     """Take requests off ``ready`` while an engine has room for the first of them; charge them to the engines.
 
-    Deterministic in its arguments. The caller dispatches the plan and puts back what the store refuses. A request that
-    no engine admits holds back those behind it for the same model, so that a large one is not starved by small ones.
+    Deterministic in its arguments. The caller dispatches the plan and puts back what the store refuses.
+
+    A request that no engine admits keeps the engine that has most room for it: those behind it go only to others. What
+    is kept free is never less in the next decision than in this one, until it is enough, and an empty engine is always
+    enough: a large request is not starved by small ones, and does not hold all engines up either (backfilling: Mu'alem
+    and Feitelson, 2001). Throughput work that is held off for the sake of urgent requests holds back only its like.
     """
-    round_ = _Round(ready, [engine for engine in engines if engine.room > 0], now_ms)
-    while round_.open and len(round_.placements) < MAX_PLACEMENTS:
-        node = ready.first(round_.models)
-        if node is None:
-            return Plan(tuple(round_.placements))
-        if node.group is not None:
-            round_.place_group(node)
-        else:
-            round_.place_with_sharers(node)
-    return Plan(tuple(round_.placements), more=bool(round_.open))
+    round_ = _Round(ready, fleet, now_ms)
+    try:
+        more = round_.run()
+    finally:
+        ready.restore()
+    return Plan(tuple(round_.placements), more)
 
 
 class _Round:
     """One decision under way."""
 
-    def __init__(self, ready: ReadyQueue, engines: list[EngineLoad], now_ms: float) -> None:
+    def __init__(self, ready: ReadyQueue, fleet: Fleet, now_ms: float) -> None:
         self.placements: list[Placement] = []
-        self.open = engines
         self._ready = ready
+        self._fleet = fleet
         self._now_ms = now_ms
-        self._blocked: set[str] = set()
-        self.models: set[str] = set()
-        self._set_models()
+        self._kept: dict[str, None] = {}
+        """Engines kept for requests that were passed over, which none admits."""
+        self._held: set[Line] = set()
+        """Lines that wait for time to pass."""
+        self._num_passed = 0
 
-    def place_group(self, node: RequestNode) -> None:
+    def run(self) -> bool:
+        """Place what can be placed; returns whether there may be more."""
+        while len(self._ready) and self._num_passed < MAX_PASSED:
+            models = self._fleet.open_models(self._now_ms, self._kept)
+            node = self._ready.first(models, self._held) if models else None
+            if node is None:
+                return False
+            if len(self.placements) >= MAX_PLACEMENTS:
+                return True
+            if node.group is not None:
+                self._place_group(node)
+            else:
+                self._place_with_sharers(node)
+        return False
+
+    def _place_group(self, node: RequestNode) -> None:
         group = node.group
         assert group is not None
-        limit = min(MAX_PLACEMENTS - len(self.placements), max(engine.room for engine in self.open))
+        limit = MAX_PLACEMENTS - len(self.placements)
         members = [node, *(m for m in self._ready.group_members(group, limit) if m is not node)][:limit]
-        engine = group_engine(members, self.open, self._now_ms)
-        if engine is None:
-            self._block(node)
-            return
-        group.engine = engine.id
-        for member in members:
-            if not engine.admits(member, self._now_ms) or self._would_only_queue(member, engine):
-                break
-            self._place(member, engine, Reason.GROUP)
-        self._close(engine)
-
-    def _would_only_queue(self, node: RequestNode, engine: EngineLoad) -> bool:
-        # Dispatching ahead to a full engine makes no sense while another one could start it at once.
-        return not engine.num_free_slots and any(
-            other.num_free_slots and other.admits(node, self._now_ms) for other in self.open
+        candidates = self._fleet.candidates(
+            node, self._now_ms, self._kept, min(NUM_GROUP_BEST, NUM_BEST * len(members))
         )
-
-    def place_with_sharers(self, node: RequestNode) -> None:
-        found = best_engine(node, self.open, self._now_ms)
-        if found is None:
-            self._block(node)
+        parts = divide(members, candidates, self._now_ms)
+        if not parts:
+            self._pass_over(node)
             return
-        engine, reason = found
-        latest_ms = node.key_ms + MAX_JUMP_MS
+        group.engine = parts[0].engine.id
+        waiting = iter(members)
+        for part in parts:
+            considered = tuple((p.engine.id, p.predicted_ms) for p in parts if p is not part)
+            for member in (next(waiting) for _ in range(part.count)):
+                if not part.engine.admits(member, self._now_ms):
+                    break  # it is larger than the first: it comes again
+                self._place(Placement(member, part.engine, Reason.GROUP, part.predicted_ms, considered))
+
+    def _place_with_sharers(self, node: RequestNode) -> None:
+        found = best_placement(node, self._fleet.candidates(node, self._now_ms, self._kept), self._now_ms)
+        if found is None:
+            self._pass_over(node)
+            return
+        engine = found.engine
         sharers: list[RequestNode] = []
         limit = min(engine.room, MAX_PLACEMENTS - len(self.placements)) - 1
         if limit > 0 and len(self._ready) > 1 and node.prefix and node.prefix[-1][1] >= MIN_SHARED_TOKENS:
             sharers = self._ready.sharers(node, limit, MIN_SHARED_TOKENS)
-        self._place(node, engine, reason)
+        self._place(found)
+        latest_ms = node.key_ms + MAX_JUMP_MS
         for sharer in sharers:
             if sharer.group is not None or sharer.key_ms > latest_ms:
                 continue
-            if not follows(sharer, engine, self.open, self._now_ms):
+            candidates = self._fleet.candidates(sharer, self._now_ms, self._kept)
+            found = best_placement(sharer, candidates, self._now_ms, beside=engine)
+            if found is None or found.engine is not engine:
                 break
-            self._place(sharer, engine, Reason.SHARERS)
-        self._close(engine)
+            self._place(found)
 
-    def _place(self, node: RequestNode, engine: EngineLoad, reason: Reason) -> None:
-        self._ready.take(node)
-        engine.charge(node, self._now_ms)
-        self.placements.append(Placement(node, engine, reason))
+    def _place(self, placement: Placement) -> None:
+        self._ready.take(placement.request)
+        placement.engine.charge(placement.request, self._now_ms)
+        self.placements.append(placement)
 
-    def _block(self, node: RequestNode) -> None:
-        self._blocked.add(node.model)
-        self._set_models()
-        if not self.models:
-            self.open = []
+    def _pass_over(self, node: RequestNode) -> None:
+        """No candidate admits ``node``: try the one with most room, or keep it for this one."""
+        if is_throughput(node) and self._fleet.is_pacing(node.model, self._now_ms):
+            self._hold_throughput(node.model)
+            return
+        roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
+        assert roomiest is not None, "its model is open"
+        found = best_placement(node, (roomiest,), self._now_ms)
+        if found is not None:
+            self._place(found)
+            return
+        self._kept[roomiest.id] = None
+        self._num_passed += 1
+        self._ready.pass_over(node)
 
-    def _close(self, engine: EngineLoad) -> None:
-        if engine.room <= 0:
-            self.open = [other for other in self.open if other is not engine]
-            self._set_models()
-
-    def _set_models(self) -> None:
-        self.models = ({engine.model for engine in self.open} | {""} if self.open else set()) - self._blocked
+    def _hold_throughput(self, model: str) -> None:
+        # Also what competes for the same engines, so that it keeps its place before that.
+        models = (model, "") if model else self._fleet.open_models(self._now_ms)
+        self._held.update((name, True) for name in models)
 
 
 def plan_json(node: RequestNode) -> str:
@@ -138,4 +159,6 @@ def plan_json(node: RequestNode) -> str:
         data["objective"] = node.objective.kind.value
     if node.prefix:
         data["prefix"] = [digest for digest, _ in node.prefix]
+    if node.flight is not None:
+        data["flight"] = node.flight
     return orjson.dumps(data).decode()

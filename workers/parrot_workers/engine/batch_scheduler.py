@@ -41,6 +41,11 @@ class Chunk:
         return self.samples * (1 + (len(self.draft.token_ids) if self.draft else 0))
 
     @property
+    def is_prefill(self) -> bool:
+        """Whether these are tokens of a prompt, or some that were computed before and given up."""
+        return self.start < self.sequence.num_prompt_tokens or self.num_tokens > 1
+
+    @property
     def token_ids(self) -> list[int]:
         """What the model is given."""
         if self.sampled_row is not None:

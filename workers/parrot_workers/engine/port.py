@@ -98,6 +98,8 @@ class EngineStats:
     """Steps that were launched before the tokens of the step before were read."""
     num_discarded_tokens: int = 0
     """Computed by such steps for sequences that had ended."""
+    cost: CostModel | None = None
+    """What the newest steps say that its work costs; None: nobody has looked, so what the spec announced holds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

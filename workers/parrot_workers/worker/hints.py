@@ -41,8 +41,10 @@ class HintTaker:
     def obey(self, store: EngineStore, control: Control) -> None:
         """Act on a message of one of ``KINDS``; what is wrong with it is logged."""
         if control.kind == "release":
-            self._pending.pop(("retain", control.text), None)
+            for kind in ("prefill", "retain"):
+                self._pending.pop((kind, control.text), None)
             self._stepper.release(control.text)
+            self._stepper.abort(_prefill_id(control.text))
             return
         try:
             hint = PrefixHint.from_json(control.text)
@@ -69,10 +71,10 @@ class HintTaker:
         salt = prefix_salt(hint.tenant, share_prefixes=hint.share_prefixes)
         if not segments:
             return
-        if kind == "retain":
+        if kind == "retain" or hint.retain_s:
             self._stepper.retain(hint.key, segments, salt, now_s + hint.retain_s)
-        else:
-            self._stepper.prefill(SequenceInput(f"prefill {hint.key}", segments, SamplingParams(), salt=salt))
+        if kind == "prefill":
+            self._stepper.prefill(SequenceInput(_prefill_id(hint.key), segments, SamplingParams(), salt=salt))
 
     async def _segments(self, store: EngineStore, hint: PrefixHint) -> tuple[PromptSegment, ...]:
         """Read what the prefix is made of. Raises ``InvalidRequest`` if something of it is not there."""
@@ -88,6 +90,11 @@ class HintTaker:
             inputs[variable_id] = InputValue(variable_id, record.value, "", record.token_ids, record.tokens_by)
         texts = {variable_id: value.text or "" for variable_id, value in inputs.items()}
         return prompt_segments(spec, function, inputs, texts, self._identity())
+
+
+def _prefill_id(key: str) -> str:
+    """Return the id that a prompt which is computed ahead has in the engine."""
+    return f"prefill {key}"
 
 
 def _as_request(hint: PrefixHint, function: FunctionRecord) -> RequestSpec:

@@ -101,6 +101,7 @@ class Vitals:
                 num_waiting=stats.num_waiting + self._backlog(),
                 num_blocks=stats.num_blocks,
                 num_free_blocks=stats.num_free_blocks,
+                cost=stats.cost or record.cost,
                 tokens_per_s=round(self._tokens_per_s, 2),
             )
 

@@ -1,0 +1,255 @@
+"""The engines, indexed so that a decision looks at a few of them, however many there are."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterator, Mapping
+
+from parrot_mq.messages import EngineRecord
+from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy.load import EngineLoad, is_throughput
+from parrot_mq.scheduler.policy.ranking import Ranking
+from parrot_mq.scheduler.policy.residency import Holders
+
+MIN_SHARED_TOKENS = 32
+"""A shared beginning shorter than two blocks is not worth a detour."""
+SIZES = ((256, 64), (1024, 512))
+"""Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
+NUM_BEST = 4
+"""Engines of a ranking that a request is compared on."""
+NUM_HOLDERS = 4
+"""Holders of its prefix that it is compared on besides."""
+
+
+class Standing(enum.IntEnum):
+    """What an engine with room takes."""
+
+    FREE = 0
+    PROMISED = 1
+    """A time per token was promised to somebody there: it may refuse what is long."""
+    PACED = 2
+    """It takes no throughput work for now, for the sake of urgent requests."""
+
+
+class _Pool:
+    """The engines with room of one model (of all, for requests that take any), ranked."""
+
+    __slots__ = ("headroom", "scores")
+
+    def __init__(self) -> None:
+        self.scores = tuple(tuple(Ranking() for _ in SIZES) for _ in Standing)
+        self.headroom = Ranking()
+
+    def put(self, load: EngineLoad, standing: Standing, scores: tuple[float, ...], headroom: float) -> None:
+        for ranking, score in zip(self.scores[standing], scores, strict=True):
+            ranking.put(load.id, score)
+        self.headroom.put(load.id, -headroom)
+
+    def discard(self, engine_id: str, standing: Standing) -> None:
+        for ranking in self.scores[standing]:
+            ranking.discard(engine_id)
+
+    def remove(self, engine_id: str, standing: Standing) -> None:
+        self.discard(engine_id, standing)
+        self.headroom.discard(engine_id)
+
+
+class Fleet(Mapping[str, EngineLoad]):
+    """All engines by id, and which of them a request should be compared on.
+
+    Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.score_ms``,
+    which has wait, step and harm in it), apart for short and long outputs, and by what they have room for. An engine is
+    ranked anew after it has changed, when its prompts are prefilled, and when its pace beside urgent requests allows
+    throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm of the
+    number of engines, and exact predictions are made for candidates only.
+    """
+
+    def __init__(self, queue_depth_steps: float = 2.0, *, affinity: bool = True) -> None:
+        self._queue_depth_steps = queue_depth_steps
+        self._affinity = affinity
+        self._loads: dict[str, EngineLoad] = {}
+        self._holders = Holders()
+        self._dirty: dict[str, None] = {}
+        self._due = Ranking()
+        self._ranked: dict[str, tuple[str, Standing]] = {}
+        """The engines with room: under which model and standing they are ranked."""
+        self._pools: dict[str, _Pool] = {}
+        """Per model that is served, and "" for all engines once a request takes any."""
+
+    # As a mapping -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, engine_id: str) -> EngineLoad:
+        return self._loads[engine_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loads)
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def load_of(self, engine_id: str) -> EngineLoad:
+        """Return the load of an engine, made if it is new."""
+        load = self._loads.get(engine_id)
+        if load is None:
+            load = self._loads[engine_id] = EngineLoad(
+                engine_id,
+                self._queue_depth_steps,
+                affinity=self._affinity,
+                holders=self._holders,
+                changed=self._note,
+            )
+        return load
+
+    def update(self, records: Mapping[str, EngineRecord | None]) -> None:
+        """Take in what every engine says about itself; None, or missing: it has no heartbeat (any more)."""
+        for engine_id, record in records.items():
+            self.load_of(engine_id).update(record)
+        for engine_id, load in self._loads.items():
+            if engine_id not in records:
+                load.update(None)
+
+    def pop(self, engine_id: str) -> EngineLoad | None:
+        """Drop an engine; None if there is none of this id."""
+        load = self._loads.get(engine_id)
+        if load is not None:
+            load.forget()
+            self._rank(load, 0.0)
+            self._dirty.pop(engine_id, None)
+            del self._loads[engine_id]
+        return load
+
+    # Candidates -------------------------------------------------------------------------------------------------------
+
+    def open_models(self, now_ms: float, kept: Collection[str] = ()) -> set[str]:
+        """Return the models with an engine that has room and is not one of ``kept``; with ``""`` if there is any."""
+        self._refresh(now_ms)
+        found = {model for model in self._pools if model and self._has_open(model, kept)}
+        return found | {""} if found else found
+
+    def _has_open(self, model: str, kept: Collection[str]) -> bool:
+        headroom = self._pools[model].headroom
+        return len(headroom) > sum(engine_id in headroom for engine_id in kept)
+
+    def candidates(
+        self, node: RequestNode, now_ms: float, kept: Collection[str] = (), count: int = NUM_BEST
+    ) -> list[EngineLoad]:
+        """Return the engines with room that ``node`` should be compared on, none of ``kept``.
+
+        They are the ``count`` best by rank, as many of those with promises to keep, some that hold its longest prefix,
+        the engine of its task group and the one that it was planned for. Those held off for throughput work are among
+        them only for other work.
+        """
+        self._refresh(now_ms)
+        pool = self._pool(node.model, now_ms)
+        size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
+        open_ = pool.scores[Standing.FREE][size].first(count + len(kept))
+        paced = pool.scores[Standing.PACED][size]
+        if paced and not is_throughput(node):
+            open_ = sorted(open_ + paced.first(count + len(kept)))
+        names = [name for _, name in open_ if name not in kept][:count]
+        if promised := pool.scores[Standing.PROMISED][size]:
+            names += [name for _, name in promised.first(count + len(kept)) if name not in kept][:count]
+        found = dict.fromkeys(names)
+        for name in self._attracting(node, kept):
+            found[name] = None
+        return [self._loads[name] for name in found]
+
+    def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
+        """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
+        self._refresh(now_ms)
+        for _, name in self._pool(model, now_ms).headroom.first(1 + len(kept)):
+            if name not in kept:
+                return self._loads[name]
+        return None
+
+    def is_pacing(self, model: str, now_ms: float) -> bool:
+        """Whether an engine with room holds throughput work off for now."""
+        self._refresh(now_ms)
+        return bool(self._pool(model, now_ms).scores[Standing.PACED][0])
+
+    def _attracting(self, node: RequestNode, kept: Collection[str]) -> Iterator[str]:
+        model = node.model
+        group = node.group.engine if node.group is not None else ""
+        for engine_id in (group, node.planned_engine):
+            if engine_id and self._is_open(engine_id, model, kept):
+                yield engine_id
+        if not self._affinity:
+            return
+        for digest, num_tokens in reversed(node.prefix):
+            if num_tokens < MIN_SHARED_TOKENS:
+                return
+            held = False
+            for engine_id in self._holders.some(digest, NUM_HOLDERS):
+                if self._is_open(engine_id, model, kept):
+                    held = True
+                    yield engine_id
+            if held:
+                return
+
+    def _is_open(self, engine_id: str, model: str, kept: Collection[str]) -> bool:
+        ranked = self._ranked.get(engine_id)
+        return ranked is not None and (not model or ranked[0] == model) and engine_id not in kept
+
+    # Ranks ------------------------------------------------------------------------------------------------------------
+
+    def _note(self, load: EngineLoad) -> None:
+        self._dirty[load.id] = None
+
+    def _pool(self, model: str, now_ms: float) -> _Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            pool = _Pool()
+            if not model:
+                self._pools[model] = pool
+                self._dirty.update(dict.fromkeys(self._ranked))
+                self._refresh(now_ms)
+        return pool
+
+    def _refresh(self, now_ms: float) -> None:
+        """Rank anew what has changed, or was to be looked at again by now."""
+        if self._due:
+            for engine_id in self._due.due(now_ms):
+                self._dirty[engine_id] = None
+        if self._dirty:
+            for engine_id in self._dirty:
+                self._rank(self._loads[engine_id], now_ms)
+            self._dirty.clear()
+
+    def _rank(self, load: EngineLoad, now_ms: float) -> None:
+        before = self._ranked.get(load.id)
+        if load.room <= 0:
+            if before is not None:
+                self._unrank(load.id, before)
+            return
+        paced_until_ms = load.paced_until_ms(now_ms)
+        standing = Standing.FREE
+        if paced_until_ms > now_ms:
+            standing = Standing.PACED
+        elif load.bound_ms:
+            standing = Standing.PROMISED
+        now = load.model, standing
+        if before is not None and before != now:
+            self._unrank(load.id, before)
+        self._ranked[load.id] = now
+        scores = tuple(load.score_ms(prompt, output, now_ms) for prompt, output in SIZES)
+        headroom = load.headroom
+        if load.model not in self._pools:
+            self._pools[load.model] = _Pool()
+        for model in (load.model, ""):
+            if (pool := self._pools.get(model)) is not None:
+                pool.put(load, standing, scores, headroom)
+        due_ms = min((t for t in (load.prefill_until_ms, paced_until_ms) if t > now_ms), default=0.0)
+        if due_ms:
+            self._due.put(load.id, due_ms)
+        else:
+            self._due.discard(load.id)
+
+    def _unrank(self, engine_id: str, before: tuple[str, Standing]) -> None:
+        model, standing = before
+        del self._ranked[engine_id]
+        self._due.discard(engine_id)
+        for name in (model, ""):
+            if (pool := self._pools.get(name)) is not None:
+                pool.remove(engine_id, standing)
+        if not self._pools[model].headroom:
+            del self._pools[model]
