@@ -21,8 +21,8 @@ from parrot_mq.store.records import RequestRecord
 
 MIN_ROUND_TRIP_S, MAX_ROUND_TRIP_S, MEDIAN_ROUND_TRIP_S = 0.218, 0.345, 0.238
 GET_TIMEOUT_S = 36_000.0
-Key: TypeAlias = tuple[int, int]
-"""Number of an application in the order in which they began, and number of a call within it: the same for everybody."""
+Key: TypeAlias = tuple[str, int]
+"""Name of an application, and number of a call within it: the same for everybody."""
 READ_AT_ONCE = 200
 """Records read in one call, once the clock has stopped."""
 
@@ -77,10 +77,13 @@ class Ran:
 class Driver(Protocol):
     """Runs applications; several may run at once."""
 
-    async def run(self, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False) -> Ran:
-        """Run one to its end. ``objective`` is what its results are asked for with, where anybody listens to that.
+    async def run(
+        self, name: str, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False
+    ) -> Ran:
+        """Run one, called ``name``, to its end.
 
-        ``stream`` reads the (only) result as it comes.
+        ``objective`` is what its results are asked for with, where anybody listens to that. ``stream`` reads the (only)
+        result as it comes.
         """
 
     async def requests(self) -> list[RequestTrace]:
@@ -111,12 +114,7 @@ class _SdkDriver:
     def __init__(self, client: P.Client, session: P.Session, network: Network) -> None:
         self._client, self._session, self._network = client, session, network
         self._functions: dict[Function, Any] = {}
-        self._num_applications = 0
         self._made: dict[Key, tuple[str, P.SemanticVariable]] = {}
-
-    def _begin(self) -> int:
-        self._num_applications += 1
-        return self._num_applications
 
     def _call(self, key: Key, function: Function, inputs: Sequence[str | P.SemanticVariable]) -> P.SemanticVariable:
         semantic = self._functions.get(function)
@@ -160,11 +158,13 @@ class _SdkDriver:
 class WholeGraph(_SdkDriver):
     """Ours: the application's calls go out as one submit, and only its results come back."""
 
-    async def run(self, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False) -> Ran:
+    async def run(
+        self, name: str, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False
+    ) -> Ran:
         loop = asyncio.get_running_loop()
         start_s, half_s = loop.time(), self._network.half_trip_s()
         await asyncio.sleep(half_s)
-        calls = _Counted(self._begin(), self._call)
+        calls = _Counted(name, self._call)
         results = application(calls)
         first_s = (await asyncio.gather(*(self._read(result, objective, stream) for result in results)))[0]
         await asyncio.sleep(half_s)
@@ -178,7 +178,9 @@ class ClientSide(_SdkDriver):
     inputs are there go out at once and together. Every call is asked for alike, with nothing said about what it is for.
     """
 
-    async def run(self, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False) -> Ran:
+    async def run(
+        self, name: str, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False
+    ) -> Ran:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         firsts: list[float] = []
@@ -193,7 +195,7 @@ class ClientSide(_SdkDriver):
             return variable
 
         async with asyncio.TaskGroup() as tasks:
-            calls = _Counted(self._begin(), lambda *call: tasks.create_task(exchange(*call)))
+            calls = _Counted(name, lambda *call: tasks.create_task(exchange(*call)))
             application(calls)
         return Ran(start_s, loop.time(), calls.num_output, firsts[-1])
 
@@ -201,7 +203,7 @@ class ClientSide(_SdkDriver):
 class _Counted:
     """``Calls`` of one application: numbers them, and adds up what is generated."""
 
-    def __init__(self, application: int, call: Any) -> None:
+    def __init__(self, application: str, call: Any) -> None:
         self._application, self._call = application, call
         self._num_calls = self.num_output = 0
 

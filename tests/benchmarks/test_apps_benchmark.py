@@ -47,7 +47,9 @@ class Recorder:
         self.made: list[Made] = []
         self.results: list[int] = []
 
-    async def run(self, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False) -> Ran:
+    async def run(
+        self, name: str, application: Application, objective: P.Objective = P.LATENCY, *, stream: bool = False
+    ) -> Ran:
         start = len(self.made)
         self.results += application(self)
         await asyncio.sleep(0)
@@ -197,7 +199,7 @@ class TestNetwork:
 
 
 def trace(number: int, digest: str) -> RequestTrace:
-    return RequestTrace((1, number), "f", "e", 10, 11, 12, 13, 14 + number, 5, 0, 2, digest)
+    return RequestTrace(("a", number), "f", "e", 10, 11, 12, 13, 14 + number, 5, 0, 2, digest)
 
 
 TOY = Experiment(

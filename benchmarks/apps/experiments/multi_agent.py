@@ -30,7 +30,7 @@ NUM_ROUNDS = 3
 
 async def run_multi_agent(bench: Bench, *, files: int) -> Outcome:
     """One program on one engine."""
-    return Outcome((await bench.driver.run(application(bench, files))).elapsed_s)
+    return Outcome((await bench.driver.run("program", application(bench, files))).elapsed_s)
 
 
 MULTI_AGENT = Experiment(

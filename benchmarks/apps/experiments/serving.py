@@ -39,7 +39,7 @@ async def run_copilot(bench: Bench, *, batch: int) -> Outcome:
         answer = Function("copilot", (system, ""), bench.scale.length(out))
         query = bench.text(prompt - COPILOT_SHARED, "user", number)
         async with slots:
-            return await bench.driver.run(lambda calls: [calls.call(answer, query)])
+            return await bench.driver.run(f"user {number}", lambda calls: [calls.call(answer, query)])
 
     lengths = COPILOT_LENGTHS[: max(batch, bench.scale.count(len(COPILOT_LENGTHS)))]
     runs = await timed([user(number, *sizes) for number, sizes in enumerate(lengths)])
@@ -128,7 +128,7 @@ async def run_mixed(bench: Bench, *, chats: int, applications: int) -> Outcome:
         return lambda calls: [calls.call(answer, bench.text(prompt, "chat", number))]
 
     talking = [
-        after(number / bench.scale.rate, bench.driver.run(chat(number, *sizes), P.LATENCY, stream=True))
+        after(number / bench.scale.rate, bench.driver.run(f"chat {number}", chat(number, *sizes), stream=True))
         for number, sizes in enumerate(lengths)
     ]
     starts = [sum(MAP_REDUCE_GAPS_S[: number + 1]) / bench.scale.rate for number in range(applications)]
@@ -137,8 +137,8 @@ async def run_mixed(bench: Bench, *, chats: int, applications: int) -> Outcome:
         :applications
     ]
     working = [
-        after(start, bench.driver.run(application, P.THROUGHPUT))
-        for start, application in zip(starts, documents, strict=False)
+        after(start, bench.driver.run(f"document {number}", application, P.THROUGHPUT))
+        for number, (start, application) in enumerate(zip(starts, documents, strict=False))
     ]
     both = await timed([*talking, *working])
     talked, worked = both[: len(talking)], both[len(talking) :]

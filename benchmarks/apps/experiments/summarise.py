@@ -74,7 +74,7 @@ async def run_chain(
     runs = []
     for document in _documents(bench, documents):
         application = chain(bench, chunks_of(bench, document, chunk), out, chunk_first=chunk_first)
-        runs.append(await bench.driver.run(application))
+        runs.append(await bench.driver.run(f"document {document}", application))
     return Outcome(mean_seconds(runs))
 
 
@@ -106,12 +106,16 @@ async def run_chain_background(bench: Bench, *, rate: float, documents: Sequence
     for document in documents:
         source = bench.random("background", document)
         chain_run = asyncio.ensure_future(
-            bench.driver.run(chain(bench, chunks_of(bench, document, CHUNK), 50, chunk_first=True))
+            bench.driver.run(
+                f"document {document}", chain(bench, chunks_of(bench, document, CHUNK), 50, chunk_first=True)
+            )
         )
         number = 0
         while rate and not chain_run.done():
             text = bench.text(512, "background", document, number)
-            users.append(asyncio.ensure_future(bench.driver.run(_single(bench, text))))
+            users.append(
+                asyncio.ensure_future(bench.driver.run(f"background {document} {number}", _single(bench, text)))
+            )
             number += 1
             await asyncio.wait([chain_run], timeout=source.expovariate(rate))
         runs.append(await chain_run)
@@ -143,7 +147,9 @@ async def run_concurrent_chains(bench: Bench, *, count: int) -> Outcome:
         chain(bench, chunks_of(bench, document, 2048), 50, chunk_first=True)
         for document in range(bench.scale.count(count))
     ]
-    runs = await timed([bench.driver.run(application) for application in applications])
+    runs = await timed(
+        [bench.driver.run(f"document {number}", application) for number, application in enumerate(applications)]
+    )
     return Outcome(mean_seconds(runs), {"applications_s": [round(run.elapsed_s, 3) for run in runs]})
 
 
@@ -162,7 +168,7 @@ CONCURRENT_CHAINS = Experiment(
 async def run_map_reduce(bench: Bench, *, chunk: int, out: int, documents: Sequence[int] | None = None) -> Outcome:
     """Maps over the chunks of a document, and one reduce."""
     runs = [
-        await bench.driver.run(map_reduce(bench, chunks_of(bench, document, chunk), out))
+        await bench.driver.run(f"document {document}", map_reduce(bench, chunks_of(bench, document, chunk), out))
         for document in _documents(bench, documents)
     ]
     return Outcome(mean_seconds(runs))
