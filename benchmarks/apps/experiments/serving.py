@@ -85,7 +85,7 @@ async def run_gpts(bench: Bench, *, rate: float, count: int = 200) -> Outcome:
 
     runs = await timed(
         [
-            after(start, bench.driver.run(one(n, name)))
+            after(start, bench.driver.run(f"user {n}", one(n, name)))
             for n, (name, start) in enumerate(zip(names, starts, strict=True))
         ]
     )
