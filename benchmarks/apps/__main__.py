@@ -32,24 +32,24 @@ def main() -> None:
             systems=args.systems,
             excluded=NOT_REAL if mode == "real" else (),
         )
-        rows = run_simulated_orders(chosen, args) if mode == "simulated" else run_real_orders(chosen, args)
-        print(table(rows))
+        if mode == "simulated":
+            run_simulated_orders(chosen, args)
+        else:
+            run_real_orders(chosen, args)
 
 
-def run_simulated_orders(chosen: list[Order], args: argparse.Namespace) -> list[Row]:
+def run_simulated_orders(chosen: list[Order], args: argparse.Namespace) -> None:
     from benchmarks.apps.simulated import run_simulated
 
     book = Book(chosen, "simulated", {"date": time.strftime("%Y-%m-%d")}, args.timelines)
-    rows: list[Row] = []
     for order in chosen:
         began_s = time.perf_counter()
         result = run_simulated(order.experiment, _values(order, args), order.system, order.repeat)
         _say(order, result.outcome.seconds, time.perf_counter() - began_s)
-        rows += _kept(book.record(order, result), args)
-    return rows
+        _keep(book.record(order, result), args)
 
 
-def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> list[Row]:
+def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
     from benchmarks.apps.real import SCALE, Machine, description
 
     about = {
@@ -60,8 +60,7 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> list[Row]:
         "network": args.network,
     }
 
-    async def measure() -> list[Row]:
-        rows: list[Row] = []
+    async def measure() -> None:
         book = Book(chosen, "real", about, args.timelines)
         async with contextlib.AsyncExitStack() as stack:
             machine = Machine(stack, args.model, args.dtype, args.num_threads, args.network)
@@ -69,20 +68,21 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> list[Row]:
                 began_s = time.perf_counter()
                 result = await machine.run(order.experiment, _values(order, args), order.system, order.repeat)
                 _say(order, result.outcome.seconds, time.perf_counter() - began_s)
-                rows += _kept(book.record(order, result), args)
-        return rows
+                _keep(book.record(order, result), args)
 
-    return asyncio.run(measure())
+    asyncio.run(measure())
 
 
 def _values(order: Order, args: argparse.Namespace) -> dict[str, object]:
     return order.point.values | (dict(order.experiment.quick_values) if args.quick else {})
 
 
-def _kept(rows: list[Row], args: argparse.Namespace) -> list[Row]:
+def _keep(rows: list[Row], args: argparse.Namespace) -> None:
+    """Write and print the rows of a point that is done."""
     if rows and args.out:
         merge(args.out, rows)
-    return with_ratios(rows)
+    for row in with_ratios(rows):
+        print(line(row), flush=True)
 
 
 def _say(order: Order, seconds: float, took_s: float) -> None:
@@ -94,17 +94,14 @@ def _say(order: Order, seconds: float, took_s: float) -> None:
     )
 
 
-def table(rows: list[Row]) -> str:
-    """Return rows as lines to be read in a terminal."""
-    lines = []
-    for row in rows:
-        name = row["system"] + (f" -{row['feature_off']}" if row["feature_off"] else "")
-        ratio = f"{row['ratio_to_ours']:6.2f}" if row["ratio_to_ours"] else "     -"
-        lines.append(
-            f"{row['mode']:9} {row['experiment']:18} {row['point']:22} {name:28} {row['seconds_median']:9.3f} s"
-            f"  spread {row['spread']:4.0%}  x {ratio}  same {row['same_outputs']}"
-        )
-    return "\n".join(lines)
+def line(row: Row) -> str:
+    """Return a row as a line to be read in a terminal."""
+    name = row["system"] + (f" -{row['feature_off']}" if row["feature_off"] else "")
+    ratio = f"{row['ratio_to_ours']:6.2f}" if row["ratio_to_ours"] else "     -"
+    return (
+        f"{row['mode']:9} {row['experiment']:17} {row['point']:22} {name:30} {row['seconds_median']:9.3f} s"
+        f"  spread {row['spread']:4.0%}  x {ratio}  same {row['same_outputs']}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
