@@ -58,6 +58,8 @@ class Core:
         """Requests of models known to be unknown, for the shell to reject."""
         self.upgraded: deque[RequestNode] = deque()
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
+        self.groups_siblings = settings.sibling_admission
+        """Whether engines are told which requests to admit together."""
         self._step_ms = NOMINAL_STEP_MS
         self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self.duration_ms)
 

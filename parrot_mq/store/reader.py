@@ -142,6 +142,15 @@ class Reader:
         entries = await self.partition.robust(lambda: self.partition.redis.xrange(key, start, "+", count))
         return [piece_of(entry_id, fields) for entry_id, fields in entries]
 
+    async def next_pieces(self, variable_id: str, after: str, *, block_ms: int, count: int = 1000) -> list[TokenPiece]:
+        """Wait up to ``block_ms`` for pieces of a variable's output stream that come after the entry id ``after``.
+
+        A connection of its own waits. Raises redis-py's errors: a read that waits is not made again.
+        """
+        key = self.partition.keys.tokens(variable_id)
+        answer = await self.partition.blocking.xread({key: after}, count=count, block=max(1, block_ms))
+        return [piece_of(entry_id, fields) for entry_id, fields in (answer[0][1] if answer else [])]
+
     async def _hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         if not keys:
             return []

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from parrot_mq.messages import CostModel, EngineRecord, FunctionRecord, RequestState, Segment, SegmentKind
 from parrot_mq.scheduler.core import Core
@@ -530,3 +533,91 @@ def test_requests_of_other_salts_and_models_are_hinted_apart() -> None:
     orders = world.orders()
     assert len({order.key for order in orders}) == 3
     assert [order.hint.share_prefixes for order in orders if order.hint is not None] == [False, True, False]
+
+
+SHAPES: dict[str, tuple[int | str, ...]] = {
+    "leaf": (SHORT,),
+    "wide leaf": (LONG,),
+    "one": (LONG, "x", SHORT),
+    "two": (SHORT, "x", "y"),
+    "long two": (LONG, "x", LONG, "y"),
+}
+
+
+@pytest.mark.parametrize("settings", [ALL, EAGER, ONLY_EAGER, ONLY_STREAMED, ONLY_RETAIN], ids=str)
+@given(data=st.data())
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_whatever_happens_the_books_are_right_and_nothing_is_left_over(
+    settings: SchedulerSettings, data: st.DataObject
+) -> None:
+    """Random graphs, and engines that die: at the end no engine keeps anything, and nothing is remembered."""
+    records = [engine(f"e{n}", slots=2, num_blocks=data.draw(st.sampled_from([60, 1000]))) for n in range(3)]
+    world = World(*records, settings=settings)
+    core = world.core
+    for name, parts in SHAPES.items():
+        world.template(name, *parts)
+    names: list[str] = []
+    kept: set[tuple[str, str]] = set()
+    """(engine, key) of what hints have put there and none has taken back."""
+
+    def look() -> None:
+        for order in world.orders():
+            assert order.engine in core.engines
+            if order.kind is RELEASE:
+                kept.discard((order.engine, order.key))
+            elif order.hint is not None and order.hint.retain_s:
+                kept.add((order.engine, order.key))
+
+    def act(action: str) -> None:
+        nodes = list(core.graph.requests.values())
+        running = [node for node in nodes if node.engine]
+        if action == "add":
+            shape = data.draw(st.sampled_from([*SHAPES]))
+            placeholders = [part for part in SHAPES[shape] if isinstance(part, str)]
+            live = [name for name in names if f"0-v-{name}" in core.graph.variables]
+            if not placeholders or live:
+                bound = {p: data.draw(st.sampled_from(live)) for p in placeholders}
+                raw = [f"0-v-{i}" for i in bound.values() if data.draw(st.integers(0, 9)) == 0]
+                names.append(f"n{len(names)}")
+                world.add(names[-1], shape, bound, raw_inputs=raw)
+        elif action == "dispatch":
+            world.dispatch()
+        elif action == "die" and len(core.engines) > 1:
+            engine_id = data.draw(st.sampled_from([*core.engines]))
+            core.update_engines({i: world.records[i] for i in core.engines if i != engine_id})
+            held = [node for node in running if node.engine == engine_id]
+            core.forget_engine(engine_id)
+            kept.difference_update([pair for pair in kept if pair[0] == engine_id])
+            for node in held:
+                core.make_ready(node, node.rev + 1)
+        elif running and action != "die":
+            node = data.draw(st.sampled_from(running))
+            if action == "end":
+                world.end(node, data.draw(st.sampled_from([40, 4000])))
+            elif action == "give back":
+                core.put_back(node, engine_gone=False)
+            elif action == "fail":
+                core.make_waiting(node, node.rev + 1)
+            elif action == "cancel":
+                doomed = [node]
+                for one in doomed:
+                    doomed += [c for c in one.output.consumers.values() if c not in doomed]
+                for one in doomed:
+                    core.finish(one)
+
+    actions = ["add"] * 4 + ["dispatch"] * 3 + ["end"] * 3 + ["give back", "fail", "cancel", "die", "look"]
+    for action in data.draw(st.lists(st.sampled_from(actions), max_size=60)):
+        act(action)
+        if data.draw(st.booleans()):
+            look()
+    for _ in range(10 * len(names) + 10):
+        for node in list(core.graph.requests.values()):
+            if node.state is RequestState.WAITING and all(v.resolved for v in node.inputs):
+                core.make_ready(node, node.rev + 1)
+            elif node.engine:
+                world.end(node)
+        world.dispatch()
+        look()
+    assert not core.graph.requests
+    assert kept == set()
+    assert core.ahead.num_waiting == 0

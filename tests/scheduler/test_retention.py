@@ -38,6 +38,14 @@ def test_a_wish_that_moves_closer_is_kept_then() -> None:
     assert books.want("b", 80, 10.0) == Change(("b",), ("a",))
 
 
+def test_those_behind_one_that_finds_no_room_come_in_when_it_is_dropped() -> None:
+    books = Retention(100)
+    books.want("a", 60, 1.0)
+    assert books.want("b", 60, 2.0) == Change()
+    assert books.want("c", 30, 3.0) == Change()
+    assert books.drop("b") == Change(kept=("c",))
+
+
 def test_what_is_larger_than_the_budget_is_in_nobodys_way() -> None:
     books = Retention(100)
     assert books.want("huge", 101, 1.0) == Change()
@@ -81,6 +89,7 @@ def test_the_budget_holds_and_the_nearest_come_first(events: list[tuple[Any, ...
         assert told == {key for key in wished if books.keeps(key)}
         assert books.num_tokens == sum(wished[key][0] for key in told) <= budget
         left = [key for key in wished if key not in told and wished[key][0] <= budget]
-        if left:  # the nearest one that is left finds no room, even in place of all that is read later
-            size, at = wished[min(left, key=lambda key: wished[key][1])]
-            assert size + sum(wished[key][0] for key in told if wished[key][1] <= at) > budget
+        if left:  # a nearest one that is left finds no room, even in place of all that is read later
+            soonest = min(wished[key][1] for key in left)
+            taken = sum(wished[key][0] for key in told if wished[key][1] <= soonest)
+            assert any(wished[key][0] + taken > budget for key in left if wished[key][1] == soonest)

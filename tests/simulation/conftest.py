@@ -11,7 +11,7 @@ import parrot_mq as P
 from parrot_mq.messages import CostModel
 from parrot_workers.simulation import EngineSetup, Profile, World
 
-PROFILE = Profile("test", CostModel(0.1, 20.0, 0.2, 0.001), num_blocks=4000)
+PROFILE = Profile("test", "for tests", CostModel(0.1, 20.0, 0.2, 0.001), 4000, 16, 256, 32_768, {})
 
 
 @P.semantic_function

@@ -31,6 +31,8 @@ from parrot_workers.worker.vitals import MAX_RESIDENT, Vitals
         ('{"rank": 2, "objective": "ttft"}', Plan(2.0, ObjectiveKind.TTFT)),
         ('{"objective": {"kind": "deadline", "at_ms": 5}}', Plan(objective=ObjectiveKind.DEADLINE)),
         ('{"prefix": ["a", "b"], "group": "g"}', Plan(prefix=("a", "b"), group="g")),
+        ('{"group": "g", "group_size": 4}', Plan(group="g", group_size=4)),
+        ('{"group": "g", "group_size": "four"}', Plan(group="g")),
     ],
 )
 def test_plans(text: str, plan: Plan) -> None:

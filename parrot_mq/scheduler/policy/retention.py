@@ -75,10 +75,11 @@ class Retention:
     def drop(self, key: str) -> Change:
         """Wish nothing more for ``key``; unknown ones are ignored. Others may take its place."""
         wish = self._wishes.pop(key, None)
-        if wish is None or not wish.is_kept:
+        if wish is None:
             return Change()
-        self.num_tokens -= wish.num_tokens
-        return self._balance([key])
+        if wish.is_kept:
+            self.num_tokens -= wish.num_tokens
+        return self._balance([key] if wish.is_kept else [])
 
     def resize(self, budget_tokens: int) -> Change:
         """Go on with another budget."""

@@ -199,10 +199,11 @@ def test_the_hints_of_an_assignment_leave_defaults_out() -> None:
     add(core, "r", ["m0", "m1"])
     core.want("0-v-r", LATENCY)
     share(core, grouped[0], ("d1", 10), ("d2", 20))
-    assert orjson.loads(plan_json(grouped[0])) == {
+    assert orjson.loads(plan_json(grouped[0], 2)) == {
         "flight": "",
         "rank": round(grouped[0].key_ms),
         "group": "0-r-r",
+        "group_size": 2,
         "objective": "latency",
         "prefix": ["d1", "d2"],
     }

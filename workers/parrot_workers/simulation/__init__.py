@@ -5,8 +5,20 @@ and cost what a profile says. Deterministic for a seed. Needs the ``sim`` extra.
 """
 
 from parrot_workers.simulation.errors import Deadlock, OutOfTime, SimulationError, TooSlow
+from parrot_workers.simulation.profiles import Profile, load_profile, profile_names
 from parrot_workers.simulation.run import simulate
-from parrot_workers.simulation.setup import EngineSetup, Profile
+from parrot_workers.simulation.setup import EngineSetup
 from parrot_workers.simulation.world import World
 
-__all__ = ["Deadlock", "EngineSetup", "OutOfTime", "Profile", "SimulationError", "TooSlow", "World", "simulate"]
+__all__ = [
+    "Deadlock",
+    "EngineSetup",
+    "OutOfTime",
+    "Profile",
+    "SimulationError",
+    "TooSlow",
+    "World",
+    "load_profile",
+    "profile_names",
+    "simulate",
+]

@@ -5,23 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from parrot_mq.messages import CostModel
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Profile:
-    """A machine and a model, as numbers.
-
-    ``cost`` in milliseconds; ``num_blocks`` KV blocks of ``block_size`` tokens; at most ``max_num_seqs`` sequences of
-    at most ``max_model_len`` tokens. ``sources`` says of each parameter where it comes from.
-    """
-
-    name: str
-    cost: CostModel
-    num_blocks: int
-    block_size: int = 16
-    max_num_seqs: int = 256
-    max_model_len: int = 32_768
-    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+from parrot_workers.simulation.profiles import Profile
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 
-from parrot_workers.engine.port import EnginePort
+from parrot_workers.engine.port import EnginePort, TakesHints
 from parrot_workers.sim import StepClock
 from parrot_workers.worker.stepper import MAX_UNREAD_EVENTS, Command, Event, Failed, Loaded, Stepped, Stepper
 
@@ -60,6 +60,7 @@ class StepTask(Stepper):
     async def _main(self) -> None:
         try:
             with contextlib.closing(self._make()) as engine:
+                self.takes_hints = isinstance(engine, TakesHints)
                 await self._post(Loaded(engine.spec))
                 while await self._obey(engine):
                     outputs = engine.step()

@@ -14,6 +14,7 @@ from parrot_mq.store.records import Control, InputValue
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.worker.prompt import FunctionCache, prefix_salt, prompt_segments
 from parrot_workers.worker.stepper import Stepper, monotonic_s
+from parrot_workers.worker.streamed_prefill import StreamedPrefills
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,16 @@ class HintTaker:
     """
 
     def __init__(
-        self, group: asyncio.TaskGroup, stepper: Stepper, functions: FunctionCache, identity: Callable[[], str]
+        self,
+        group: asyncio.TaskGroup,
+        stepper: Stepper,
+        streamed: StreamedPrefills,
+        functions: FunctionCache,
+        identity: Callable[[], str],
     ) -> None:
         self._group = group
         self._stepper = stepper
+        self._streamed = streamed
         self._functions = functions
         self._identity = identity
         self._pending: dict[tuple[str, str], object] = {}
@@ -43,6 +50,7 @@ class HintTaker:
         if control.kind == "release":
             for kind in ("prefill", "retain"):
                 self._pending.pop((kind, control.text), None)
+            self._streamed.end(control.text)
             self._stepper.release(control.text)
             self._stepper.abort(_prefill_id(control.text))
             return
@@ -73,7 +81,11 @@ class HintTaker:
             return
         if kind == "retain" or hint.retain_s:
             self._stepper.retain(hint.key, segments, salt, now_s + hint.retain_s)
-        if kind == "prefill":
+        if kind != "prefill":
+            return
+        if hint.follow:
+            await self._streamed.follow(store.partition, hint.key, hint.follow, segments, salt)
+        else:
             self._stepper.prefill(SequenceInput(_prefill_id(hint.key), segments, SamplingParams(), salt=salt))
 
     async def _segments(self, store: EngineStore, hint: PrefixHint) -> tuple[PromptSegment, ...]:

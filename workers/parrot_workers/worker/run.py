@@ -10,6 +10,7 @@ from parrot_mq.messages import ObjectiveKind, RequestSpec
 from parrot_mq.store.emission import Emission
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.records import Claim
+from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.worker.plan import Plan
 from parrot_workers.worker.transcript import Transcript
 
@@ -42,6 +43,8 @@ class Run:
     """Whether it waits for what the engine says, alone or with others."""
     dropped: bool = False
     """It is not ours any more: nothing of it may be written."""
+    outcome: SequenceOutput | None = None
+    """The engine's last word."""
     shared: bool = False
     """It ended with an output whose tokens were computed for another run."""
     objective: ObjectiveKind = dataclasses.field(init=False)

@@ -19,6 +19,7 @@ from parrot_workers.worker.hints import HintTaker
 from parrot_workers.worker.plan import control_objective
 from parrot_workers.worker.run import Leases, Run
 from parrot_workers.worker.stepper import Stepper
+from parrot_workers.worker.streamed_prefill import StreamedPrefills
 from parrot_workers.worker.submitter import Submitter
 from parrot_workers.worker.table import RunTable
 from parrot_workers.worker.vitals import Vitals
@@ -54,7 +55,12 @@ class Runner:
             self._reject,
         )
         self._submitter = Submitter(self.flights, lambda: self.delivery.identity)
-        self._hints = HintTaker(group, stepper, self._submitter.functions, lambda: self.delivery.identity)
+        self.streamed = StreamedPrefills(
+            stepper, self.table, lambda: vitals.engine_id, lambda: vitals.model, lambda: self.delivery.identity
+        )
+        self._hints = HintTaker(
+            group, stepper, self.streamed, self._submitter.functions, lambda: self.delivery.identity
+        )
 
     def receive(self, store: EngineStore, assignments: Sequence[Assignment], controls: Sequence[Control]) -> None:
         """Take what arrived in one partition."""
@@ -67,15 +73,18 @@ class Runner:
 
     def advance(self, output: SequenceOutput) -> None:
         """Take what a step did for a sequence. Those that nobody wants any more are unknown here."""
+        self.streamed.advance(output)
         for run in self.flights.advance(output):
             if len(run.transcript.pieces) == 1:
                 self._vitals.note_prefix(run.plan.prefix)
             if run.streamed:
                 self.delivery.note(run)
             if output.finish is not None:
+                run.outcome = output
                 self.table.leave_engine(run)
                 self.claimer.wake()
                 self._group.create_task(self._finish(run, output))
+            self.streamed.note(run.spec.output)
 
     def drop(self, run: Run, reason: str) -> None:
         """Stop acting on a run that is not ours (any more): nothing of it is written from now on."""
@@ -131,6 +140,7 @@ class Runner:
         if stale is not None:
             self.drop(stale, "another attempt of it came to the same engine")
         self.table.add(run)
+        self.streamed.note(run.spec.output)
         if run.claim.streamed:
             self._stream(run)
         for control in self.claimer.early(run.id):
@@ -181,4 +191,5 @@ class Runner:
 
     def _forget(self, run: Run) -> None:
         self.table.remove(run)
+        self.streamed.note(run.spec.output)
         self.claimer.wake()

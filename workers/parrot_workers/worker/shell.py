@@ -130,6 +130,7 @@ class EngineWorker:
                 # Flags, not cancellations alone: redis-py on Python 3.11 may swallow one.
                 self._closed.set()
                 self._runner.claimer.end()
+                self._runner.streamed.close()
                 self._runner.drop_all("the worker ends")
                 consumer.cancel()
 
@@ -164,6 +165,7 @@ class EngineWorker:
         runner = self._runner
         log.info("engine %s drains: %d run, %d wait", self.engine_id, len(runner.table), len(runner.claimer.backlog))
         self._vitals.become(EngineState.DRAINING)
+        runner.streamed.close()
         await self._briefly(self._keeper.beat(), "say that it drains")
         await runner.claimer.close()
         await self._until_quiet(0.0 if self._hurried else self._settings.drain_timeout_s)
@@ -222,6 +224,7 @@ class EngineWorker:
     def _load(self, spec: EngineSpec) -> None:
         self._vitals.loaded(spec)
         self._runner.claimer.capacity = spec.max_num_seqs
+        self._runner.streamed.block_size = spec.block_size
         if spec.tokenizer_digest:
             self._runner.delivery.identity = f"{spec.model}@{spec.tokenizer_digest}"
         self._settled.set()

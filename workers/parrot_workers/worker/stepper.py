@@ -71,6 +71,8 @@ class Stepper(abc.ABC):
 
     def __init__(self) -> None:
         self.stats: EngineStats | None = None
+        self.takes_hints = False
+        """Whether hints come to anything with this engine; known once it is loaded."""
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -174,6 +176,7 @@ class StepThread(Stepper):
             return
         try:
             with contextlib.closing(engine):
+                self.takes_hints = isinstance(engine, TakesHints)
                 self._post(Loaded(engine.spec))
                 while self._obey(engine):
                     outputs = engine.step()

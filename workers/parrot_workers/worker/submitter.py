@@ -60,5 +60,7 @@ class Submitter:
                 rank=run.plan.rank,
                 salt=prefix_salt(run.claim.tenant, share_prefixes=run.spec.share_prefixes),
                 forced_ids=run.claim.published_ids,
+                group=run.plan.group,
+                group_size=run.plan.group_size,
             ),
         )

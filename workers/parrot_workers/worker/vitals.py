@@ -49,6 +49,11 @@ class Vitals:
         return self._record.id
 
     @property
+    def model(self) -> str:
+        """The model's public name, which requests ask for."""
+        return self._record.model
+
+    @property
     def state(self) -> EngineState:
         """Its state."""
         return self._record.state
