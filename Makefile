@@ -75,7 +75,7 @@ bench-engine: .venv/.ready-test $(PEERS)  ## our engine beside transformers, vLL
 
 APPS_ROWS := benchmarks/results/apps.json
 
-bench-apps: .venv/.ready-bench  ## the reference's experiments, simulated and real, beside client-side orchestration
+bench-apps: .venv/.ready-test  ## the reference's experiments, simulated and real, beside client-side orchestration
 	@$(BIN)/python -m benchmarks.apps $(APPS_ARGS) --out $(APPS_ROWS)
 	@$(BIN)/python -m benchmarks.apps.report --file $(APPS_ROWS)
 
@@ -115,11 +115,6 @@ comma := ,
 .venv/.ready-test: pyproject.toml constraints.txt .venv/.ready-run
 	$(call say,Installing what the tests need)
 	@$(BIN)/$(INSTALL) -c constraints.txt -e '.[worker,dev]'
-	@touch $@
-
-.venv/.ready-bench: pyproject.toml constraints.txt .venv/.ready-test
-	$(call say,Installing what benchmarks draw plots with)
-	@$(BIN)/$(INSTALL) -c constraints.txt -e '.[bench]'
 	@touch $@
 
 .venv-redis8/.ready: pyproject.toml constraints.txt | .venv-redis8/bin/python

@@ -20,7 +20,7 @@ SYSTEMS = [OURS, *(system.name for system in (*BASELINES, PAGES))]
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write an SVG for each experiment and mode into ``folder``; the same rows give the same files."""
-    matplotlib.rcParams["svg.hashsalt"] = "parrot_mq"
+    matplotlib.rcParams.update({"svg.hashsalt": "parrot_mq", "svg.fonttype": "none"})
     paths = []
     for name, experiment in EXPERIMENTS.items():
         for mode in ("simulated", "real"):

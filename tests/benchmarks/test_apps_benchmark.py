@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.apps.drivers import MAX_ROUND_TRIP_S, MIN_ROUND_TRIP_S, Network,
 from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.experiments.multi_agent import CODES, REVIEWS, REVISIONS
 from benchmarks.apps.plan import Book, orders
+from benchmarks.apps.plots import draw
 from benchmarks.apps.reference import AIMS
 from benchmarks.apps.report import markdown, rate_within
 from benchmarks.apps.rows import Row, merge, read, row_of, with_ratios
@@ -244,14 +246,14 @@ class TestRows:
         assert by_system["throughput"]["same_outputs"] == by_system["parrot_mq"]["same_outputs"] == 1.0
         assert by_system["parrot_mq"] | {"tpot_ms": 10.0, "date": "today"} == by_system["parrot_mq"]
 
-    def test_a_timeline_begins_with_the_first_call(self, tmp_path: Any) -> None:
+    def test_a_timeline_begins_with_the_first_call(self, tmp_path: Path) -> None:
         (order, *_) = chosen = orders([TOY], repeats=1)
         Book(chosen, "real", {}, tmp_path).record(order, Result(Outcome(1.0), [trace(1, "a")]))
         (path,) = tmp_path.iterdir()
         assert path.name == "chain_out50_real_parrot_mq.json"
         assert '"done_ms": 5' in path.read_text()
 
-    def test_a_row_takes_the_place_of_the_one_before(self, tmp_path: Any) -> None:
+    def test_a_row_takes_the_place_of_the_one_before(self, tmp_path: Path) -> None:
         path = tmp_path / "apps.json"
         merge(path, [row_of("chain", "out=25", "simulated", "parrot_mq", "", [Outcome(2.0)])])
         merge(path, [row_of("chain", "out=25", "simulated", "latency", "", [Outcome(3.0)])])
@@ -275,6 +277,22 @@ class TestReport:
         assert "| out=25 | eager_prefill | 11.00 s ± 1% | +10.0% | 100.0% |" in text
         assert "| out=25 | **10.00 s ± 1%** |" in text
         assert "| chain, out=50, simulated | 1.21 | latency | - | not measured | - | not measured |" in text
+
+    def test_every_experiment_has_its_plot(self, tmp_path: Path) -> None:
+        numbers = ("normalised_ms", "chat_tpot_ms", "map_reduce_tokens_per_s")
+        extras = {"applications_s": [1.0]} | dict.fromkeys(numbers, 50.0)
+        rows = [
+            _row(name, point.label, system, 1.0) | extras
+            for name, experiment in EXPERIMENTS.items()
+            for point in experiment.points
+            for system in ("parrot_mq", "latency")
+        ]
+        paths = draw(with_ratios(rows), tmp_path)
+        assert [path.name for path in paths] == [f"apps-{name}-simulated.svg" for name in EXPERIMENTS]
+        text = markdown(with_ratios(rows))
+        assert all(path.name in text for path in paths)
+        assert all("latency" in path.read_text() for path in paths)
+        assert "- mixed, simulated: chats take +0.0% a token beside map-reduces (aim: at most +10%): yes" in text
 
     def test_a_rate_lies_where_the_bound_is_crossed(self) -> None:
         rows = [_row("gpts", f"rate={rate}", "x", 1.0) | {"normalised_ms": 50.0 * rate} for rate in (1, 2, 4)]
