@@ -43,7 +43,7 @@ class HintedEngine(GatedEngine):
         """What is outstanding stays so."""
 
     def prefill(self, sequence: SequenceInput) -> None:
-        keys = {id.split()[1] for id in (*self.outstanding, sequence.id)}
+        keys = {name.split()[1] for name in (*self.outstanding, sequence.id)}
         assert len(keys) == len(self.outstanding) + 1, "one at a time of each value"
         self.prefilled.append(sequence)
         self.outstanding[sequence.id] = sequence
