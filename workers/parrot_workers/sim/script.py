@@ -31,11 +31,6 @@ def token_id(piece: str) -> int:
     return zlib.crc32(piece.encode(errors="surrogatepass")) % VOCABULARY_SIZE
 
 
-def count_tokens(text: str) -> int:
-    """Return how many tokens ``text`` is taken for: one for every four bytes, rounded up."""
-    return -(-len(text.encode(errors="surrogatepass")) // 4)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Script:
     """The whole output of a sequence, known from the start.
