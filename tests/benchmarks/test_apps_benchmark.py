@@ -25,7 +25,7 @@ from benchmarks.apps.rows import Row, merge, read, row_of, with_ratios
 from benchmarks.apps.systems import BASELINES, SWITCHES, SYSTEMS, latency_seqs, ours
 from benchmarks.apps.texts import SimulatedTexts
 from parrot_mq.messages import CostModel, RequestShape
-from parrot_workers.sim.script import count_tokens
+from parrot_workers.sim.content import count_tokens
 
 
 @dataclasses.dataclass(frozen=True)
