@@ -44,6 +44,7 @@ class Options:
     tensor_parallel_size: int | None
     calibrate: bool
     speculate: bool
+    prefix_caching: bool
     profile: str | None
     step_log: str | None
     drain_timeout_s: float | None
@@ -129,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensor-parallel-size", type=_positive(int), metavar="N", help="processes that compute one model together")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")
+    add(
+        "--no-prefix-caching",
+        dest="prefix_caching",
+        action="store_false",
+        help="compute every prompt whole, as a baseline does",
+    )
     add("--profile", metavar="FOLDER", help="write a trace of some steps by torch's profiler, to open in Perfetto")
     add("--step-log", metavar="FILE", help="append a line of JSON with sizes and times of each step")
     add("--drain-timeout-s", type=float, metavar="S", help="how long requests may go on after SIGTERM")
