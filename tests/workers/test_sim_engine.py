@@ -48,6 +48,12 @@ def test_the_text_depends_on_prompt_and_seed_alone() -> None:
     assert run(instant(), sequence("a", "Tell you", max_tokens=20))["a"][-1].full_text != alone.full_text
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 100])
+def test_an_output_counts_its_tokens_in_the_prompt_that_reads_it(num_tokens: int) -> None:
+    script = write_script("Tell me", SamplingParams(max_tokens=num_tokens), 0, 1000)
+    assert len(script.token_ids) == count_tokens(script.text) == num_tokens
+
+
 def test_the_text_is_the_same_in_every_process() -> None:
     script = (
         "from parrot_mq.messages import SamplingParams\n"

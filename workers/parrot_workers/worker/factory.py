@@ -76,6 +76,7 @@ def _torch(options: Options) -> EnginePort:
         kv_dtype=options.kv_dtype,
         calibrate=options.calibrate,
         speculate=options.speculate,
+        enable_prefix_caching=options.prefix_caching,
         **{name: value for name, value in given.items() if value is not None},
     )
     engine: EnginePort = Engine(settings, on_step=StepLog(options.step_log) if options.step_log else None)
