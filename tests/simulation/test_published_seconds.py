@@ -87,5 +87,4 @@ def test_published_seconds(
 ) -> None:
     engine = EngineSetup(load_profile(profile), max_num_batched_tokens=REFERENCE_BATCH)
     simulated_s = simulate(functools.partial(run, output=output), [engine], scheduler=AS_THE_REFERENCE)
-    print(f"{run.__name__} {output}: {simulated_s:.2f} s, published {published_s:.2f} s: {simulated_s / published_s:.3f}")
     assert low < simulated_s / published_s < high
