@@ -167,10 +167,11 @@ class EngineLoad:
 
     def paced_until_ms(self, now_ms: float) -> float:
         """Until when throughput work is held off here for the sake of urgent requests; ``now_ms`` if it is not."""
-        books = self._books
-        if not books.num_urgent:
+        books, record = self._books, self.record
+        if not books.num_urgent or record is None:
             return now_ms
-        burst_ms = books.urgent_tokens / books.num_urgent * self._step_ms
+        alone_ms = record.cost.decode_step_ms(books.num_urgent, books.urgent_context)
+        burst_ms = books.urgent_tokens / books.num_urgent * alone_ms
         return max(now_ms, self._pacing.opens_ms(burst_ms))
 
     # Predictions ------------------------------------------------------------------------------------------------------
