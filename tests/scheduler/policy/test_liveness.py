@@ -19,7 +19,6 @@ from parrot_mq.messages import (
     ObjectiveKind,
     RequestState,
 )
-from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Placement, Reason
 from parrot_mq.scheduler.policy.order import MAX_SHIFT_MS
