@@ -46,7 +46,7 @@ from parrot_mq.messages import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Object
 from parrot_mq.sdk.call import Call
 from parrot_mq.sdk.client import Client, connect
 from parrot_mq.sdk.combine import first, gather, map  # noqa: A004 - used as P.map
-from parrot_mq.sdk.explain import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation, RequestInfo
 from parrot_mq.sdk.formatters import Formatter, default_formatter
 from parrot_mq.sdk.function import SemanticFunction, semantic_function
 from parrot_mq.sdk.machine import VirtualMachine

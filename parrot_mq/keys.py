@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import dataclasses
+from collections.abc import Iterable
 
 from parrot_mq.errors import BadType
 
@@ -38,6 +39,14 @@ def partition_of(object_id: str, kind: str = "") -> int:
     if kind and parts[1] != kind:
         raise BadType(f"{object_id!r} is the id of a {KINDS[parts[1]]}, not of a {KINDS[kind]}", object_id)
     return int(parts[0])
+
+
+def by_partition(ids: Iterable[str]) -> list[list[str]]:
+    """Return ids in lists, one for each partition that they carry."""
+    parts: dict[int, list[str]] = {}
+    for object_id in ids:
+        parts.setdefault(partition_of(object_id), []).append(object_id)
+    return list(parts.values())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +95,10 @@ class Keys:
     def engine_control(self, engine_id: str) -> str:
         """Stream of control messages for an engine."""
         return f"{self.prefix}eng:{engine_id}:c"
+
+    def why(self, request_id: str) -> str:
+        """String, short-lived: a question to the scheduler about a request (empty), then its answer."""
+        return f"{self.prefix}why:{request_id}"
 
     @property
     def live(self) -> str:

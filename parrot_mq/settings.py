@@ -134,3 +134,5 @@ class WorkerSettings(_FromEnv):
     drain_timeout_s: float = 30.0
     emit_interval_ms: float = 20.0
     """Streamed pieces are joined for this long before they are written."""
+    single_flight: bool = True
+    """Equal deterministic requests of a tenant that run here at a time run once; the scheduler can say no as well."""

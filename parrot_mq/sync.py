@@ -57,7 +57,7 @@ from parrot_mq.sdk.blocking.session import connect
 from parrot_mq.sdk.blocking.variable import BlockingVariable as SemanticVariable
 from parrot_mq.sdk.blocking.variable import BlockingVariables as VariableList
 from parrot_mq.sdk.call import Call
-from parrot_mq.sdk.explain import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation, RequestInfo
 from parrot_mq.sdk.formatters import Formatter, default_formatter
 from parrot_mq.sdk.machine import VirtualMachine
 from parrot_mq.sdk.markers import OutputSpec, output

@@ -15,7 +15,8 @@ from rich.text import Text
 from parrot_mq.cli.console import literal
 from parrot_mq.cli.listing import GAP, Column, Listing
 from parrot_mq.errors import UnknownSession, UnknownVariable
-from parrot_mq.messages import EngineRecord, RequestState
+from parrot_mq.messages import EngineRecord, RequestState, VariableState
+from parrot_mq.sdk.explain import explain_records
 from parrot_mq.store import Reader, Store
 from parrot_mq.store.reader import engines as read_engines
 from parrot_mq.store.records import RequestRecord, VariableRecord
@@ -94,13 +95,16 @@ async def session_view(store: Store, session_id: str) -> Listing:
     return _requests_listing(f"session {session_id} of {literal(record.tenant or 'no tenant')}: {summary}", requests)
 
 
-async def call_view(store: Store, call_id: str) -> Listing:
-    """Return a table of a call's requests; ``UnknownVariable`` if no session has it."""
+async def call_view(store: Store, call_id: str) -> RenderableType:
+    """Return a table of a call's requests, and why the unfinished ones are where they are; ``UnknownVariable`` if no
+    session has it.
+    """
     reader = Reader(store.of(call_id, "c"))
     for session_id in await reader.sessions():
         requests = [record for record in await _requests_of(reader, session_id) if record.call == call_id]
         if requests:
-            return _requests_listing(f"call {call_id} in session {session_id}", requests)
+            listing = _requests_listing(f"call {call_id} in session {session_id}", requests)
+            return Group(listing, *await _reasons(store, [r.output for r in requests if not r.state.finished]))
     raise UnknownVariable(f"no session has a call {call_id}; `parrot-mq show session ID` lists a session's", call_id)
 
 
@@ -116,7 +120,18 @@ async def variable_view(store: Store, variable_id: str) -> RenderableType:
     for name, text in (await _variable_rows(reader, record)).items():
         if text:
             fields.add_row(name, text)
-    return Group(Text(f"variable {variable_id}", style="bold"), fields)
+    reasons = await _reasons(store, [variable_id] if record.state is VariableState.PENDING else [])
+    return Group(Text(f"variable {variable_id}", style="bold"), fields, *reasons)
+
+
+async def _reasons(store: Store, variables: Sequence[str]) -> list[RenderableType]:
+    """Return why variables of one partition are as they are, as text under a heading; nothing without variables."""
+    if not variables:
+        return []
+    records = await Reader(store.of(variables[0])).variables(variables, values=False)
+    explanations = await explain_records(store, [record for record in records if record is not None])
+    heading = Text("\nwhy", style="bold")
+    return [heading, *(Text.from_markup(literal(str(explanation))) for explanation in explanations)]
 
 
 async def _variable_rows(reader: Reader, record: VariableRecord) -> dict[str, str]:

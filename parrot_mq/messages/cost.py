@@ -3,6 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+
+import orjson
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestShape:
+    """Mean lengths, in tokens, of the requests that an engine runs one after another.
+
+    ``cached_tokens`` of the ``prompt_tokens`` are the same for all of them: found in the cache, and shared while they
+    run.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+    cached_tokens: float = 0
+
+    @property
+    def context_tokens(self) -> float:
+        """What such a request holds on average while it runs: its prompt, and half of its output."""
+        return self.prompt_tokens + self.output_tokens / 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -13,7 +34,8 @@ class CostModel:
     ``n * prefill_per_token_ms + n * (c + n / 2) * prefill_per_pair_ms`` (a pair is a query and a key that it reads). A
     step that decodes ``b`` sequences of ``t`` context tokens in all, of which ``s`` are read for another of them as
     well, takes ``decode_base_ms + b * decode_per_seq_ms + (t - s * shared_saving) * decode_per_context_token_ms``;
-    ``shared_saving`` is 1 where attention reads a shared prefix once, 0 where it reads it for each sequence.
+    ``shared_saving`` is 1 where attention reads a shared prefix once, 0 where it reads it for each sequence. A step
+    that prefills and decodes takes the sum.
     """
 
     prefill_per_token_ms: float = 0.05
@@ -32,3 +54,74 @@ class CostModel:
         """Predicted time of one decode step; ``shared_tokens`` of the context are read for another sequence as well."""
         read = context_tokens - self.shared_saving * shared_tokens
         return self.decode_base_ms + self.decode_per_seq_ms * num_seqs + self.decode_per_context_token_ms * read
+
+    def interference_ms(self, shape: RequestShape) -> float:
+        """Predicted prefill time that one running sequence of ``shape`` brings to each step, in steady state.
+
+        A sequence of ``o`` output tokens ends every ``o`` steps; its place is taken by another, whose prefill the
+        others wait for: ``prefill_ms(uncached prompt) / o`` a step.
+        """
+        uncached = shape.prompt_tokens - shape.cached_tokens
+        return self.prefill_ms(uncached, shape.cached_tokens) / max(1.0, shape.output_tokens)
+
+    def tpot_ms(
+        self, num_seqs: float, context_tokens: float, shared_tokens: float = 0, *, shape: RequestShape | None = None
+    ) -> float:
+        """Predicted time between two tokens of a sequence that runs in such a batch, in steady state.
+
+        A decode step of the batch, and with ``shape`` the prefills of those like it that take the places of the
+        sequences that end (``interference_ms`` of each): whether a prefill is a step of its own or part of one, those
+        that decode wait for it.
+        """
+        interference_ms = num_seqs * self.interference_ms(shape) if shape is not None else 0.0
+        return self.decode_step_ms(num_seqs, context_tokens, shared_tokens) + interference_ms
+
+    def steady_tpot_ms(self, num_seqs: float, shape: RequestShape) -> float:
+        """Predicted time between two tokens while ``num_seqs`` sequences of ``shape`` run, in steady state."""
+        shared = max(0.0, num_seqs - 1) * shape.cached_tokens
+        return self.tpot_ms(num_seqs, num_seqs * shape.context_tokens, shared, shape=shape)
+
+    def capacity_seqs(self, bound_ms: float, shape: RequestShape) -> float:
+        """Return how many sequences of ``shape`` may run at once while ``steady_tpot_ms`` stays within ``bound_ms``.
+
+        ``steady_tpot_ms`` is a line in the number ``b`` of sequences: with ``m`` mean tokens of context, ``c`` of them
+        cached, ``k`` the time per context token and ``v`` the saving, it is ``base + b * (seq + k * m + interference)
+        - v * k * c * max(0, b - 1)``. Solved for ``b``. The first sequence saves nothing, so the line has a corner at
+        one. Infinite if more sequences cost nothing; 0 if not even an empty step keeps the bound; may be below 1: then
+        one alone does not.
+        """
+        room_ms = bound_ms - self.decode_base_ms
+        if room_ms <= 0:
+            return 0.0
+        first_ms = self.steady_tpot_ms(1, shape) - self.decode_base_ms
+        if first_ms > room_ms:
+            return room_ms / first_ms
+        next_ms = self.steady_tpot_ms(2, shape) - self.steady_tpot_ms(1, shape)
+        return 1 + (room_ms - first_ms) / next_ms if next_ms > 0 else math.inf
+
+    def capacity_tokens(self, bound_ms: float, shape: RequestShape) -> float:
+        """Return the tokens of context that may run at once while ``steady_tpot_ms`` stays within ``bound_ms``.
+
+        That is ``capacity_seqs`` times the mean context of ``shape``, shared tokens counted for each that reads them.
+        What the memory holds is another bound, which this knows nothing of.
+        """
+        return self.capacity_seqs(bound_ms, shape) * shape.context_tokens
+
+    def to_json(self) -> str:
+        """Return it as an object of milliseconds by name."""
+        return orjson.dumps(dataclasses.asdict(self)).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> CostModel:
+        """Parse what ``to_json`` of this version or another wrote: unknown names are ignored, missing ones default.
+
+        Raises ValueError for text that is no such object.
+        """
+        values = orjson.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"{text!r} is no object of milliseconds by name")
+        known = (field.name for field in dataclasses.fields(cls))
+        try:
+            return cls(**{name: float(values[name]) for name in known if name in values})
+        except TypeError as error:
+            raise ValueError(f"{text!r} is no object of milliseconds by name") from error

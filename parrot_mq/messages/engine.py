@@ -6,8 +6,6 @@ import dataclasses
 import enum
 from typing import Any
 
-import orjson
-
 from parrot_mq.messages.cost import CostModel
 
 
@@ -52,7 +50,7 @@ class EngineRecord:
             f.name: str(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in ("cost", "resident")
         }
         fields["state"] = self.state.value
-        fields["cost"] = orjson.dumps(dataclasses.asdict(self.cost)).decode()
+        fields["cost"] = self.cost.to_json()
         fields["resident"] = " ".join(self.resident)
         return fields
 
@@ -65,7 +63,7 @@ class EngineRecord:
             if text is None:
                 continue
             if field.name == "cost":
-                values["cost"] = CostModel(**orjson.loads(text))
+                values["cost"] = CostModel.from_json(text)
             elif field.name == "resident":
                 values["resident"] = tuple(text.split())
             elif field.name == "state":

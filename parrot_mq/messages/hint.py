@@ -17,9 +17,12 @@ MAX_RETAIN_S = 3600.0
 class PrefixHint:
     """The first ``end`` segments of a template, filled in from ``bindings``, as requests of ``tenant`` would read them.
 
-    ``key`` names the hint: another one of the same key replaces it. ``retain_s`` is how long to keep the prefix, for
-    hints that say so. Variables must be resolved, and none be an earlier output of the same call (which a request sees
-    raw). By reference, so that it stays small: the control stream keeps thousands.
+    ``key`` names the hint: another one of the same key replaces it. ``retain_s`` is how long to keep the prefix; one to
+    compute it keeps it too, if it says so. Variables must be resolved, and none be an earlier output of the same call
+    (which a request sees raw). By reference, so that it stays small: the control stream keeps thousands.
+
+    ``follow`` (of a hint to compute) is the variable that stands right behind those segments and is being generated:
+    its tokens are computed too, as they come. It has no transform: what is generated is what will be read.
     """
 
     key: Annotated[str, pydantic.Field(min_length=1, max_length=200)]
@@ -30,6 +33,7 @@ class PrefixHint:
     bindings: dict[str, Binding] = pydantic.Field(default_factory=dict)
     share_prefixes: bool = False
     retain_s: Annotated[float, pydantic.Field(ge=0, le=MAX_RETAIN_S, allow_inf_nan=False)] = 0.0
+    follow: Annotated[str, pydantic.Field(max_length=200)] = ""
 
     def to_json(self) -> str:
         """Return the hint as one line of JSON, defaults left out."""

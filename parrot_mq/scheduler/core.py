@@ -6,10 +6,14 @@ the store.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
-from parrot_mq.messages import EngineRecord, Objective, ObjectiveKind, RequestState
+from parrot_mq.messages import EngineRecord, FunctionRecord, LengthHistogram, Objective, ObjectiveKind, RequestState
+from parrot_mq.scheduler.ahead import Ahead
+from parrot_mq.scheduler.equals import Equals
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
@@ -28,7 +32,7 @@ from parrot_mq.scheduler.policy import (
     prompt_tokens,
     upstream,
 )
-from parrot_mq.scheduler.templates import Templates
+from parrot_mq.scheduler.templates import TemplateKey, Templates
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store.records import Lane
 
@@ -44,6 +48,7 @@ class Core:
         self.graph = Graph()
         self.ready = ReadyQueue()
         self.engines = Fleet(settings.queue_depth_steps, affinity=settings.prefix_affinity)
+        self.equals = Equals(self.ready, self.engines, is_on=settings.single_flight)
         self.templates = Templates()
         self.lengths = OutputLengths()
         self.holds = Holds(settings.batch_hold_ms / 1000)
@@ -53,7 +58,10 @@ class Core:
         """Requests of models known to be unknown, for the shell to reject."""
         self.upgraded: deque[RequestNode] = deque()
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
+        self.groups_siblings = settings.sibling_admission
+        """Whether engines are told which requests to admit together."""
         self._step_ms = NOMINAL_STEP_MS
+        self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self.duration_ms)
 
     # News from the intake ---------------------------------------------------------------------------------------------
 
@@ -64,9 +72,12 @@ class Core:
         node = self.graph.add(spec, arrival, rev, state)
         if node is None:
             return None
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
+        self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
+        self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
+        self.ahead.added(node)
         before = [v.producer.before_ms + self.duration_ms(v.producer) for v in node.inputs if v.producer is not None]
         node.before_ms = max(before, default=0.0)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
@@ -88,22 +99,25 @@ class Core:
             return
         node.rev = rev
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state = RequestState.WAITING
 
     def resolve(self, variable_id: str, digest: str, size_bytes: int) -> None:
         """A variable has its value, or an error (without a digest)."""
-        self.graph.resolve(variable_id, digest, size_bytes)
+        variable = self.graph.resolve(variable_id, digest, size_bytes)
+        if variable is not None:
+            self.ahead.resolved(variable)
 
     def finish(self, node: RequestNode, num_output_tokens: int = 0) -> None:
         """A request is done, dead or cancelled: forget it."""
         self.lengths.observe(node, num_output_tokens)
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state = RequestState.DONE
         if node.model:
             self.models.ended(node)
         self.graph.remove(node)
+        self.ahead.finished(node)
 
     def want(self, variable_id: str, objective: Objective) -> None:
         """A reader stated an objective for a variable."""
@@ -115,21 +129,28 @@ class Core:
         if variable.producer is not None:
             self._deduce(variable.producer, objective)
 
-    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0) -> None:
-        through, groups = self._settings.deduce_objectives, self._settings.task_groups
-        self._changed(
-            deduce(node, objective, self.duration_ms, remaining_ms=remaining_ms, through=through, groups=groups)
+    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0, stated_for: str = "") -> None:
+        changed = deduce(
+            node,
+            objective,
+            self.duration_ms,
+            remaining_ms=remaining_ms,
+            stated_for=stated_for,
+            through=self._settings.deduce_objectives,
+            groups=self._settings.task_groups,
         )
+        self._changed(changed)
 
     def _inherit(self, node: RequestNode) -> None:
         for consumer in node.output.consumers.values() if self._settings.deduce_objectives else ():
             if consumer.objective is not None:
                 its_ms = self.duration_ms(consumer)
-                self._deduce(node, upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms)
+                wanted, remaining_ms = upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms
+                self._deduce(node, wanted, remaining_ms, consumer.objective_of)
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:
-            if node in self.ready:
+            if node in self.equals:
                 self._put(node)
             elif node.engine and node.objective is not None and node.objective.kind is not node.told:
                 node.told = node.objective.kind
@@ -140,29 +161,53 @@ class Core:
 
     def enqueue(self, node: RequestNode) -> None:
         """Queue a ready request, unless its batch is held."""
-        if node.state is not RequestState.READY or node in self.ready or self.holds.keep(node):
+        if node.state is not RequestState.READY or node in self.equals or self.holds.keep(node):
             return
         self._describe(node)
         self._put(node)
+        self.ahead.queued(node)
 
     def _put(self, node: RequestNode) -> None:
         node.key_ms = order_key_ms(node, self.duration_ms(node))
-        self.ready.put(node)
+        self.equals.put(node)
 
     def _describe(self, node: RequestNode) -> None:
+        self._measure(node)
+        self.equals.describe(node)
+
+    def _measure(self, node: RequestNode) -> None:
         template = self.templates.get(node)
-        node.output_tokens = self.lengths.expected(node)
+        self._expect(node)
         node.prompt_tokens = prompt_tokens(template, node)
         if template is not None:
             node.prefix = tuple(boundaries(template, node))
 
-    def describe(self, nodes: list[RequestNode]) -> None:
-        """Digest prompts that were queued before their template was here."""
+    def _expect(self, node: RequestNode) -> None:
+        node.output_tokens, node.high_output_tokens = self.lengths.expected(node), self.lengths.high(node)
+
+    def learn_function(
+        self, key: TemplateKey, record: FunctionRecord | None, lengths: Mapping[int, LengthHistogram]
+    ) -> list[RequestNode]:
+        """Take in a function that was looked up; returns the requests to ``describe`` by it."""
+        _, tenant, digest = key
+        self.lengths.recall(tenant, digest, lengths)
+        return self.templates.store(key, record)
+
+    def describe(self, nodes: list[RequestNode], now_s: float) -> None:
+        """Digest and measure requests that came before their function was here, wherever they are by now."""
         for node in nodes:
-            if node in self.ready and not node.prefix:
-                self.ready.discard(node)
-                self._describe(node)
-                self._put(node)
+            if node in self.equals:
+                if not node.prefix:
+                    self.equals.discard(node)
+                    self._describe(node)
+                    self._put(node)
+            elif (load := self.engines.get(node.engine)) is not None:  # by a lane, or faster than the look-up
+                self._measure(node)
+                if load.discharge(node.id):
+                    load.charge(node, now_s * 1000)
+            else:
+                self._expect(node)
+        self.ahead.described(nodes)
 
     def duration_ms(self, node: RequestNode) -> float:
         """Return how long a request is expected to run, in milliseconds."""
@@ -172,11 +217,14 @@ class Core:
 
     def decide(self, now_ms: float) -> Plan:
         """Decide what starts now, and take it as dispatched until the store says otherwise."""
-        plan = decide(self.ready, self.engines, now_ms)
+        together = self.equals.board().placements
+        plan = self.equals.depart(decide(self.ready, self.engines, now_ms))
+        plan = dataclasses.replace(plan, placements=(*together, *plan.placements))
         for placement in plan.placements:
             node = placement.request
             node.state, node.engine, node.fence = RequestState.QUEUED, placement.engine.id, ""
             node.told = ObjectiveKind.LATENCY if node.objective is None else node.objective.kind
+            self.ahead.dispatched(node)
         return plan
 
     def put_back(self, node: RequestNode, *, engine_gone: bool) -> None:
@@ -191,11 +239,12 @@ class Core:
     def adopt(self, node: RequestNode, engine_id: str, fence: str) -> None:
         """A request turned out to be dispatched already, by an earlier leader."""
         self._undispatch(node)
-        self.ready.discard(node)
+        self.equals.discard(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         self._describe(node)
         if engine_id:
-            self.engines.load_of(engine_id).charge(node, 0.0)
+            self.equals.charge(node, self.engines.load_of(engine_id), 0.0)
+            self.ahead.dispatched(node)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -204,24 +253,26 @@ class Core:
         node.rev = rev
         self.lanes.used(node.model)
         self._undispatch(node)
-        if node not in self.ready:
+        if node not in self.equals:
             self._describe(node)
         self.ready.take(node)
+        self.equals.discard(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
-        self.engines.load_of(engine_id).charge(node, now_s * 1000)
+        self.equals.charge(node, self.engines.load_of(engine_id), now_s * 1000)
+        self.ahead.dispatched(node)
         if node.objective is not None:
             self._changed([node])
 
     def due_lanes(self) -> dict[str, Lane] | None:
         """Return the lanes to grant from now on; None if they are as they should be."""
-        return self.lanes.due(self.engines.values(), idle=not len(self.ready) and not len(self.holds))
+        return self.lanes.due(self.engines.values(), idle=self.equals.is_idle and not len(self.holds))
 
     def _undispatch(self, node: RequestNode) -> None:
         if node.engine:
-            if (load := self.engines.get(node.engine)) is not None:
-                load.discharge(node.id)
+            self.equals.discharge(node)
             node.engine = node.fence = ""
+            self.ahead.undispatched(node)
 
     # Engines ----------------------------------------------------------------------------------------------------------
 
@@ -244,8 +295,12 @@ class Core:
 
     def forget_engine(self, engine_id: str) -> None:
         """Drop a dead engine of which nothing is left."""
-        load = self.engines.pop(engine_id)
-        for request_id in load.outstanding if load is not None else ():
+        outstanding = self.equals.outstanding(engine_id)
+        self.engines.pop(engine_id)
+        self.ahead.engine_gone(engine_id)
+        for request_id in outstanding:
             node = self.graph.requests.get(request_id)
             if node is not None and node.engine == engine_id:
+                self.equals.discharge(node)
                 node.engine = node.fence = ""
+                self.ahead.undispatched(node)

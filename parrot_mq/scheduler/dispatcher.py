@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from parrot_mq.errors import Overloaded
 from parrot_mq.messages import RequestState
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Placement, plan_json
+from parrot_mq.scheduler.standing import placed
 from parrot_mq.store import IdSource, Reader
 from parrot_mq.store.records import DispatchItem, RequestRecord
 from parrot_mq.store.scheduler import SchedulerStore
@@ -41,15 +42,21 @@ class Dispatcher:
         while more and not self._over.is_set() and loop.time() >= self._paused_until_s:
             plan = self._core.decide(loop.time() * 1000)
             more = plan.more and bool(plan.placements)
+            sizes = Counter(map(_group, plan.placements)) if self._core.groups_siblings else Counter()
             by_partition: defaultdict[int, list[Placement]] = defaultdict(list)
             for placement in plan.placements:
                 by_partition[placement.request.partition].append(placement)
             for partition, placements in by_partition.items():
                 for batch in _chunks(placements):
-                    await self._send(self._stores[partition], batch)
+                    await self._send(self._stores[partition], batch, sizes)
 
-    async def _send(self, store: SchedulerStore, batch: Sequence[Placement]) -> None:
-        items = [DispatchItem(p.request.id, p.engine.id, plan_json(p.request)) for p in batch]
+    async def _send(
+        self, store: SchedulerStore, batch: Sequence[Placement], sizes: Mapping[tuple[str, str], int]
+    ) -> None:
+        items = [
+            DispatchItem(p.request.id, p.engine.id, plan_json(p.request, sizes[_group(p)]), placed(p).to_json())
+            for p in batch
+        ]
         tokens = [self._ids.token() for _ in batch]
         try:
             fences = await store.dispatch(items, tokens)
@@ -86,6 +93,12 @@ class Dispatcher:
             self._core.make_waiting(node, max(record.rev, node.rev + 1))
         else:  # dispatched already: by an earlier leader, or by a call of ours whose answer was lost
             self._core.adopt(node, record.engine, record.fence)
+
+
+def _group(placement: Placement) -> tuple[str, str]:
+    """Return what placements that belong together have in common: engine and task group."""
+    group = placement.request.group
+    return placement.engine.id, group.id if group is not None else ""
 
 
 def _chunks(placements: Iterable[Placement]) -> Iterable[tuple[Placement, ...]]:

@@ -64,7 +64,7 @@ class EngineWatch:
     async def _bury(self, load: EngineLoad) -> None:
         """Take back what a dead engine holds in every partition; forget it once nothing is left."""
         for number, store in enumerate(self._stores):
-            running = [i for i in load.outstanding if self._is_at(i, number, load.id)]
+            running = [i for i in self._core.equals.outstanding(load.id) if self._is_at(i, number, load.id)]
             more = True
             while more and not self._over.is_set():
                 dead, more = await store.reap_engine(load.id, running[:MAX_RUNNING])

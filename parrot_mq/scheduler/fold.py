@@ -13,7 +13,7 @@ from parrot_mq.store.scheduler import IntakeEntry
 
 _STATES = {state.value: state for state in RequestState}
 
-SHELL_KINDS = frozenset({"work", "import", "outbox", "engine"})
+SHELL_KINDS = frozenset({"work", "import", "outbox", "engine", "why"})
 """Kinds that change nothing here: the shell has something to do in the store."""
 
 

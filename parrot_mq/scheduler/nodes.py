@@ -41,6 +41,8 @@ class VariableNode:
     producer: RequestNode | None = None
     consumers: dict[str, RequestNode] = dataclasses.field(default_factory=dict)
     resolved: bool = False
+    flows: bool = False
+    """It has its value, or its producer was dispatched."""
     digest: str = ""
     size_bytes: int = 0
     objective: Objective | None = None
@@ -51,8 +53,10 @@ class RequestNode:
     """An unfinished request. The graph owns it; the policy reads it and sets what it decides (``engine``, ``state``).
 
     ``rev`` is the newest revision of its hash that was seen: older news is ignored. ``depth`` is its stage in the
-    graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``).
+    graph, 0 where no input had a producer when it was submitted. Token counts are estimates (see ``lengths``):
+    ``output_tokens`` is the mean, for durations; nine in ten outputs do not exceed ``high_output_tokens``.
     ``prefix`` are the digests of its prompt's variable boundaries with the tokens up to each, shortest first.
+    ``transformed``: its output's value may differ from the text that is generated.
     """
 
     id: str
@@ -73,9 +77,14 @@ class RequestNode:
     priority: int = 0
     max_tokens: int = DEFAULT_MAX_TOKENS
     exact_length: bool = False
+    transformed: bool = False
+    share_prefixes: bool = False
     objective: Objective | None = None
+    objective_of: str = ""
+    """The variable whose reader stated it, or what it was deduced from."""
     group: TaskGroup | None = None
     output_tokens: int = 0
+    high_output_tokens: int = 0
     prompt_tokens: int = 0
     prefix: tuple[tuple[str, int], ...] = ()
     engine: str = ""
@@ -84,6 +93,8 @@ class RequestNode:
     """What its engine takes it to be for."""
     planned_engine: str = ""
     """While it waits: the engine that its prompt's beginning is prepared on; its prefix counts as resident there."""
+    planned_tokens: int = 0
+    """How much of it: tokens of the prompt that are computed, or kept, there."""
     kept_engine: str = ""
     """While no engine admits it: the engine that is kept free for it."""
     before_ms: float = 0.0
@@ -92,10 +103,19 @@ class RequestNode:
     """Expected time along the graph from its end until what somebody waits for is done; 0 if that is its own output."""
     slack_ms: float = 0.0
     """How much later than expected it may start without delaying what somebody waits for; 0 on the critical path."""
+    call_digest: bytes = b""
+    """What is fixed about its output at the submit (see ``policy.flights``); empty if it is not deterministic."""
+    flight: str | None = None
+    """What equal requests have in common, once it is ready; None if it has no equals, empty if it shall have none."""
     key_ms: float = 0.0
     """Where it stands in the ready queue: lower first."""
     ticket: int = 0
     """Which of its entries in the ready queue is valid."""
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Output tokens that memory is set aside for."""
+        return max(self.output_tokens, self.high_output_tokens)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,4 +159,6 @@ def new_request(
         priority=spec.get("priority", 0),
         max_tokens=sampling.get("max_tokens", DEFAULT_MAX_TOKENS),
         exact_length=sampling.get("ignore_eos", False),
+        transformed="transform" in spec,
+        share_prefixes=spec.get("share_prefixes") is True,
     )

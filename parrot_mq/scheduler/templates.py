@@ -21,7 +21,7 @@ class Templates:
 
     def __init__(self) -> None:
         self._known: OrderedDict[TemplateKey, Template] = OrderedDict()
-        self._missed: dict[TemplateKey, list[RequestNode]] = {}
+        self._missed: dict[TemplateKey, dict[str, RequestNode]] = {}
 
     def get(self, node: RequestNode) -> Template | None:
         """Return the template of a request; None if it is not here (yet)."""
@@ -30,9 +30,9 @@ class Templates:
         if template is not None:
             self._known.move_to_end(key)
             return template
-        missed = self._missed.setdefault(key, [])
+        missed = self._missed.setdefault(key, {})
         if len(missed) < MAX_MISSED:
-            missed.append(node)
+            missed[node.id] = node
         return None
 
     @property
@@ -50,4 +50,4 @@ class Templates:
             self._known[key] = Template.compile(key[1], record.segments)
             if len(self._known) > MAX_TEMPLATES:
                 self._known.popitem(last=False)
-        return self._missed.pop(key, [])
+        return list(self._missed.pop(key, {}).values())

@@ -7,7 +7,14 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
-from parrot_mq.scheduler.couriers import LaneCourier, LengthCourier, ObjectiveCourier, TemplateCourier
+from parrot_mq.scheduler.couriers import (
+    HintCourier,
+    LaneCourier,
+    LengthCourier,
+    ObjectiveCourier,
+    TemplateCourier,
+    WhyCourier,
+)
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
 from parrot_mq.scheduler.imports import Imports
@@ -47,7 +54,9 @@ class Term:
         self._templates = TemplateCourier(core, stores, over)
         self._objectives = ObjectiveCourier(core, stores, over)
         self._lanes = LaneCourier(core, stores, over)
+        self._why = WhyCourier(core, stores, over)
         self._lengths = LengthCourier(core, stores, over, settings.learn_interval_s)
+        self._hints = HintCourier(core, stores, over)
 
     @classmethod
     async def begin(cls, store: Store, settings: SchedulerSettings, stopping: asyncio.Event) -> Term:
@@ -70,6 +79,8 @@ class Term:
                 self._objectives,
                 self._lanes,
                 self._lengths,
+                self._hints,
+                self._why,
             ]
             for loop in loops:
                 tasks.create_task(self._until(loop.run()), name=f"scheduler-{type(loop).__name__}")
@@ -93,6 +104,8 @@ class Term:
                 self._objectives.bell,
                 self._lanes.bell,
                 self._lengths.bell,
+                self._hints.bell,
+                self._why.bell,
             ):
                 bell.ring()
 
@@ -108,6 +121,8 @@ class Term:
             self._imports.bell.ring()
         elif entry.kind == "import":
             self._imports.add(partition, entry.fields.get("variable", ""), entry.fields.get("tenant", ""))
+        elif entry.kind == "why":
+            self._why.ask(partition, entry.fields.get("requests", "").split())
 
     def recovered(self, partition: int, recovered: Recovered) -> None:
         """Register the imports that the former leader may not have come to."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from parrot_mq.errors import ErrorRecord, GetTimeout, NeverSet, ParrotError, Step, StepError, step_error
 from parrot_mq.sdk.explain import explain
+from parrot_mq.store.reader import requests_at_home, variables_at_home
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.collect import Collector
@@ -119,9 +120,9 @@ async def _stored_chain(link: Link, variable_id: str, record: ErrorRecord) -> tu
 
 async def _producers(link: Link, ids: Sequence[str], steps: dict[str, Step]) -> list[tuple[str, tuple[str, ...]]]:
     """Note the steps that produce those of ``ids`` that failed; return their inputs."""
-    failed = {v.producer: v for v in await link.variables_at_home(ids) if v.error and v.producer}
+    failed = {v.producer: v for v in await variables_at_home(link.store, ids) if v.error and v.producer}
     found = []
-    for request in await link.requests_at_home(failed):
+    for request in await requests_at_home(link.store, failed):
         variable = failed[request.id]
         steps[variable.id] = Step(request.id, request.function_name, variable.id, variable.name)
         found.append((variable.id, request.inputs))

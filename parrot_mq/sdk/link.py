@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ResponseError
 
 from parrot_mq.errors import ConfigError, ParrotError, StoreError
-from parrot_mq.keys import partition_of
+from parrot_mq.keys import by_partition, partition_of
 from parrot_mq.messages import Objective, ObjectiveKind
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.failing import fail_collected, not_in_time
@@ -23,7 +23,7 @@ from parrot_mq.store.codec import encode_value
 from parrot_mq.store.connect import Store
 from parrot_mq.store.producer import ProducerStore
 from parrot_mq.store.reader import Reader
-from parrot_mq.store.records import RequestRecord, VariableRecord
+from parrot_mq.store.records import VariableRecord
 
 if TYPE_CHECKING:
     from parrot_mq.sdk.variable import SemanticVariable
@@ -120,20 +120,6 @@ class Link:
                 info = {}
             self._run_ids[number] = str(info.get("run_id", ""))
         return self._run_ids[number]
-
-    async def variables_at_home(self, ids: Iterable[str]) -> list[VariableRecord]:
-        """Return those of the variables that are known, each from its own partition, large values left out."""
-        found: list[VariableRecord | None] = []
-        for part in _by_partition(ids):
-            found += await self.reader(part[0]).variables(part, values=False)
-        return [record for record in found if record is not None]
-
-    async def requests_at_home(self, ids: Iterable[str]) -> list[RequestRecord]:
-        """Return those of the requests that are known, each from its own partition."""
-        found: list[RequestRecord | None] = []
-        for part in _by_partition(ids):
-            found += await self.reader(part[0]).requests(part)
-        return [record for record in found if record is not None]
 
     def channel(self, variable: SemanticVariable) -> str:
         """Return the channel on which a variable's changes are told: its session's, or its own for a foreign one."""
@@ -264,7 +250,7 @@ class Link:
         """Cancel the producers of variables; returns how many requests or variables that ended."""
         await self.confirm(variables, only_made=True)
         count = 0
-        for ids in _by_partition(variable._id for variable in variables):
+        for ids in by_partition(variable._id for variable in variables):
             count += await self.producer(ids[0]).cancel_requests(ids, reason)
         return count
 
@@ -283,10 +269,3 @@ def stricter(first: Objective | None, second: Objective | None) -> Objective | N
 def news_of(stated: Objective | None, asked: Objective | None) -> Objective | None:
     """Return ``asked`` if it is stricter than what was ``stated``, else None."""
     return asked if asked is not stated and stricter(stated, asked) is not stated else None
-
-
-def _by_partition(ids: Iterable[str]) -> Iterable[list[str]]:
-    parts: dict[int, list[str]] = {}
-    for object_id in ids:
-        parts.setdefault(partition_of(object_id), []).append(object_id)
-    return parts.values()

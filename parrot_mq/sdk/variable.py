@@ -9,8 +9,10 @@ from parrot_mq.errors import BadType, ConfigError, ErrorRecord, ParrotError, Ste
 from parrot_mq.messages import LATENCY, TTFT, Objective, VariableState
 from parrot_mq.sdk.ambient import required_session
 from parrot_mq.sdk.collect import Collector
-from parrot_mq.sdk.explain import Explanation, RequestInfo, consumers, explain, prefix_hash, producer
+from parrot_mq.sdk.explain import explain
+from parrot_mq.sdk.explanation import Explanation, RequestInfo
 from parrot_mq.sdk.graph import Request, Submission
+from parrot_mq.sdk.primitives import consumers, prefix_hash, producer
 from parrot_mq.sdk.streaming import stream
 
 if TYPE_CHECKING:
@@ -148,7 +150,9 @@ class SemanticVariable:
         return (await self._bound().record(self)).state
 
     async def explain(self) -> Explanation:
-        """Return why it is as it is: what it waits for, who produces that, on which engine. ``str()`` of it reads."""
+        """Return why it is as it is: what it waits for, who produces that, on which engine and why there, or what keeps
+        it from an engine. ``str()`` of it reads.
+        """
         return await explain(self._bound(), self)
 
     async def producer(self) -> RequestInfo | None:

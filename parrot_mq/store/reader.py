@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from parrot_mq.errors import ErrorRecord
-from parrot_mq.keys import ENGINES
+from parrot_mq.keys import ENGINES, by_partition
 from parrot_mq.messages import EngineRecord, VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
@@ -142,6 +142,15 @@ class Reader:
         entries = await self.partition.robust(lambda: self.partition.redis.xrange(key, start, "+", count))
         return [piece_of(entry_id, fields) for entry_id, fields in entries]
 
+    async def next_pieces(self, variable_id: str, after: str, *, block_ms: int, count: int = 1000) -> list[TokenPiece]:
+        """Wait up to ``block_ms`` for pieces of a variable's output stream that come after the entry id ``after``.
+
+        A connection of its own waits. Raises redis-py's errors: a read that waits is not made again.
+        """
+        key = self.partition.keys.tokens(variable_id)
+        answer = await self.partition.blocking.xread({key: after}, count=count, block=max(1, block_ms))
+        return [piece_of(entry_id, fields) for entry_id, fields in (answer[0][1] if answer else [])]
+
     async def _hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         if not keys:
             return []
@@ -165,6 +174,22 @@ class Reader:
             (answers,) = checked(await self.partition.call("read", f"{kind}:", " ".join(fields), *part))
             found += answers
         return found
+
+
+async def variables_at_home(store: Store, ids: Iterable[str]) -> list[VariableRecord]:
+    """Return those of the variables that are known, each from its own partition, large values left out."""
+    found: list[VariableRecord | None] = []
+    for part in by_partition(ids):
+        found += await Reader(store.of(part[0])).variables(part, values=False)
+    return [record for record in found if record is not None]
+
+
+async def requests_at_home(store: Store, ids: Iterable[str]) -> list[RequestRecord]:
+    """Return those of the requests that are known, each from its own partition."""
+    found: list[RequestRecord | None] = []
+    for part in by_partition(ids):
+        found += await Reader(store.of(part[0])).requests(part)
+    return [record for record in found if record is not None]
 
 
 async def engines(store: Store) -> dict[str, EngineRecord | None]:

@@ -89,6 +89,8 @@ class RequestRecord:
     spec_json: str
     function_name: str
     call: str
+    model: str
+    """The model that it asks for, "" for any."""
     inputs: tuple[str, ...]
     output: str
     need: int
@@ -99,6 +101,8 @@ class RequestRecord:
     batch: str
     error: ErrorRecord | None
     usage_json: str
+    why_json: str
+    """How it came to its engine: a ``Placed``; empty before its first dispatch."""
     created_ms: int
     ready_ms: int
     queued_ms: int
@@ -117,6 +121,7 @@ class RequestRecord:
             spec_json=fields.get("spec", ""),
             function_name=fields.get("function_name", ""),
             call=fields.get("call", ""),
+            model=fields.get("model", ""),
             inputs=tuple(fields.get("inputs", "").split()),
             output=fields.get("output", ""),
             need=_int(fields, "need"),
@@ -127,6 +132,7 @@ class RequestRecord:
             batch=fields.get("batch", ""),
             error=ErrorRecord.from_json(error) if error else None,
             usage_json=fields.get("usage", ""),
+            why_json=fields.get("why", ""),
             created_ms=_int(fields, "created_ms"),
             ready_ms=_int(fields, "ready_ms"),
             queued_ms=_int(fields, "queued_ms"),
@@ -227,9 +233,9 @@ class Claim:
 class Assignment:
     """An entry of an engine's queue: run request ``request`` under ``fence``.
 
-    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``). ``offer`` is what the
-    claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way, and must
-    write nothing but its result before that is answered. None if the request is large, or streamed.
+    ``plan_json`` holds the scheduler's hints (``group``, ``rank``, ``objective``, ``prefix``, ``flight``). ``offer`` is
+    what the claim will be unless the request is lost before: an engine may begin with it while ``start`` is under way,
+    and must write nothing but its result before that is answered. None if the request is large, or streamed.
     """
 
     entry_id: str
@@ -279,16 +285,20 @@ class TokenPiece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DispatchItem:
-    """A ready request to be put into an engine's queue."""
+    """A ready request to be put into an engine's queue. ``why_json`` (a ``Placed``) stays with the request."""
 
     request: str
     engine: str
     plan_json: str = "{}"
+    why_json: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """What a completion cost; stored with the request as JSON."""
+    """What a completion cost; stored with the request as JSON.
+
+    ``shared``: its output was computed for an equal request that ran at the same time, which counts the tokens.
+    """
 
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -296,3 +306,4 @@ class Usage:
     queue_ms: float = 0.0
     run_ms: float = 0.0
     finish: str = ""
+    shared: bool = False

@@ -11,7 +11,7 @@ import orjson
 
 from parrot_mq.errors import ErrorRecord, SubmitError
 from parrot_mq.keys import ENGINES, LEADER
-from parrot_mq.messages import FunctionRecord, PrefixHint, VariableState
+from parrot_mq.messages import FunctionRecord, LengthHistogram, PrefixHint, VariableState
 from parrot_mq.store.answers import checked
 from parrot_mq.store.connect import Store
 from parrot_mq.store.partition import Partition
@@ -38,6 +38,7 @@ class IntakeEntry:
     - ``work``: the work stream has an entry
     - ``import``: variable (of another partition that a request here needs), tenant
     - ``outbox``: the outbox stream has an entry
+    - ``why``: requests (somebody asks why they sit where they do: see ``store.why``)
     - ``engine``: engine (registered, changed its state, or left)
     """
 
@@ -78,30 +79,31 @@ class SchedulerStore:
         """
         args: list[str | int] = [self.epoch]
         for item, token in zip(items, tokens, strict=True):
-            args += [item.request, item.engine, token, item.plan_json]
+            args += [item.request, item.engine, token, item.plan_json, item.why_json]
         return list(checked(await self.partition.call("dispatch", *args))[0])
 
-    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1) -> None:
+    async def grant(self, lanes: Mapping[str, Lane], *, share: int = 1, single_flight: bool = True) -> None:
         """Make ``lanes`` (by model) the only ones, with the part of their credits that one of ``share`` partitions
-        gets, at least 1. Raises ``Fenced`` for an old epoch.
+        gets, at least 1. Without ``single_flight`` the engine is told to run each request by itself. Raises ``Fenced``
+        for an old epoch.
         """
-        args: list[str | int] = [self.epoch]
+        args: list[str | int] = [self.epoch, "" if single_flight else '"flight":""']
         for model, lane in lanes.items():
             args += [model, lane.engine, max(1, lane.credits // share)]
         checked(await self.partition.call("grant", *args))
 
-    async def learn(self, learned: Mapping[tuple[str, str], Mapping[int, float]]) -> int:
-        """Keep mean output tokens (by output) of functions (by tenant and digest) with their templates; returns how
+    async def learn(self, learned: Mapping[tuple[str, str], Mapping[int, LengthHistogram]]) -> int:
+        """Keep the lengths of outputs (by output) of functions (by tenant and digest) with their templates; returns how
         many of them this partition has. Raises ``Fenced`` for an old epoch, ``Overloaded`` while memory is full.
         """
         args: list[str | int] = [self.epoch]
-        for (tenant, digest), means in learned.items():
-            rounded = {str(output): round(mean, 2) for output, mean in means.items()}
-            args += [tenant, digest, orjson.dumps(rounded).decode()]
+        for (tenant, digest), lengths in learned.items():
+            data = {str(output): histogram.to_data() for output, histogram in lengths.items()}
+            args += [tenant, digest, orjson.dumps(data).decode()]
         return int(checked(await self.partition.call("learn", *args))[0])
 
-    async def template(self, tenant: str, digest: str) -> tuple[FunctionRecord | None, dict[int, float]]:
-        """Return a template (None: unknown), and the mean output tokens that were learned of its outputs."""
+    async def template(self, tenant: str, digest: str) -> tuple[FunctionRecord | None, dict[int, LengthHistogram]]:
+        """Return a template (None: unknown), and what was learned of how long its outputs get."""
         key = self.partition.keys.function(tenant, digest)
         name, segments, learned = await self.partition.robust(
             lambda: cast(
@@ -111,8 +113,9 @@ class SchedulerStore:
         )
         if segments is None:
             return None, {}
-        means = {int(output): float(mean) for output, mean in orjson.loads(learned or "{}").items()}
-        return FunctionRecord.from_json(name or "", segments), means
+        known = orjson.loads(learned or "{}")
+        lengths = {int(output): LengthHistogram.from_data(data) for output, data in known.items()}
+        return FunctionRecord.from_json(name or "", segments), lengths
 
     async def reject(self, request: str, error: ErrorRecord) -> None:
         """Fail a request that was never started (its model does not exist): it and everything downstream."""

@@ -41,6 +41,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "streams": ("streams",),
     "submit": ("graph", "inputs", "queue", "lane", "objective", "submit_validation", "submit"),
     "want": ("objective", "want"),
+    "why": ("why",),
 }
 """Every script with the files it is made of, after the prelude (each function costs time in every call)."""
 NAMES = tuple(PARTS)

@@ -65,6 +65,11 @@ async def test_sessions_and_their_requests(store: Store) -> None:
         assert "pending" in waiting
         assert "waiting for it" in waiting
         assert "draft" in waiting
+        assert "is ready and waits for an engine that serves its model" in waiting
+        assert "no scheduler leads" in waiting
+        assert verdict.call is not None
+        stuck = text_of(await call_view(store, verdict.call.id))
+        assert stuck.index("check") < stuck.index("why") < stuck.index("waits for 1 input: text")
         service.running.set()
         await verdict.get(timeout_s=30)
         shown = text_of(await session_view(store, session.id))
@@ -74,6 +79,7 @@ async def test_sessions_and_their_requests(store: Store) -> None:
         called = text_of(await call_view(store, text.call.id))
         assert "draft" in called
         assert "check" not in called
+        assert "why" not in called
         ready = text_of(await variable_view(store, text.id))
         assert "<draft.text:" in ready
         assert "ready" in ready

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from parrot_mq.errors import ErrorRecord
-from parrot_mq.messages import LATENCY, TTFT, EngineRecord, EngineState
+from parrot_mq.messages import LATENCY, TTFT, Aim, EngineRecord, EngineState, LengthHistogram, Placed
 from parrot_mq.settings import StoreSettings
 from parrot_mq.store import connect
 from parrot_mq.store.engine import register
 from parrot_mq.store.records import DispatchItem, Lane, NewVariable, Usage
 from parrot_mq.store.scheduler import import_variable, new_epoch, take_leadership
+from parrot_mq.store.why import ask
 from tests.store.lab import FUNCTION, Lab, snapshot
 
 pytestmark = pytest.mark.redis
@@ -30,6 +31,9 @@ RECIPES = [
     for block in BLOCKS
     for command, _, output in (part.partition("\n") for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:])
 ]
+
+
+WHY = Placed("completion", 840.5, (("cpu-0", 1210.0),), Aim("ttft", "0-v-test")).to_json()
 
 
 class Pipeline(Lab):
@@ -46,7 +50,7 @@ class Pipeline(Lab):
 
     async def go(self, request: str, engine: str = "cpu-1") -> str:
         """Dispatch and claim a request; return its fence."""
-        (fence,) = await self.scheduler.dispatch([DispatchItem(request, engine, '{"rank":0}')], ["k3f9"])
+        (fence,) = await self.scheduler.dispatch([DispatchItem(request, engine, '{"rank":0}', WHY)], ["k3f9"])
         assignments, _ = await self.engine.receive(engine, "0", block_ms=100)
         await self.engine.start(engine, [a for a in assignments if a.request == request])
         return fence
@@ -108,7 +112,8 @@ class Pipeline(Lab):
             "cpu-1", [("0-r-test", str(await self.redis.hget(self.keys.request("0-r-test"), "fence")))]
         )
         await self.producer.cancel_requests(["0-r-title"])
-        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: 41.5}}) == 1
+        assert await self.scheduler.learn({("acme", FUNCTION.digest): {2: LengthHistogram().observed(41)}}) == 1
+        assert (await ask(self.store, ["0-r-b"], 0.0)).note
         await self.scheduler.grant({"tiny-llama": Lane("cpu-1", 8)})
 
 

@@ -113,7 +113,7 @@ def test_a_calibrated_tier(make_engine: MakeEngine) -> None:
     engine = make_engine("llama", host_kv_memory_bytes=MIB, calibrate=True)
     assert engine._blocks._tier is not None
     cost = engine._blocks._tier.cost
-    assert cost.compute_block_ms == pytest.approx(engine.spec.cost.prefill_per_token_ms * BLOCK_SIZE)
+    assert cost.compute_block_ms == pytest.approx(engine.spec.cost.prefill_ms(BLOCK_SIZE))
     assert min(cost.fixed_ms, cost.copy_block_ms) >= 0
     assert answers(engine, make_prompts(2)) == answers(make_engine("llama"), make_prompts(2))
 

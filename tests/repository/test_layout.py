@@ -63,7 +63,7 @@ def third_party_imports(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("parrot_mq", ["cli"]), ("workers/parrot_workers", ["worker"]), ("kernels/parrot_kernels", ["worker"])],
+    [("parrot_mq", ["cli"]), ("workers/parrot_workers", ["worker", "sim"]), ("kernels/parrot_kernels", ["worker"])],
 )
 def test_code_imports_only_what_it_declares(folder: str, extras: list[str]) -> None:
     """What happens to be there because another package needs it is not there everywhere."""

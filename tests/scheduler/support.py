@@ -31,8 +31,15 @@ from parrot_mq.store import EngineStore, ProducerStore, Reader, Store, encode_va
 from parrot_mq.store.engine import deregister, register
 from parrot_mq.store.records import Assignment, Claim, NewVariable, Usage, VariableRecord
 
-QUICK = SchedulerSettings(leader_ttl_s=0.6, engine_poll_s=0.05, reap_interval_s=0.05, model_grace_s=0.3, lane_credits=0)
-"""Settings under which tests need not wait, and each dispatch is the scheduler's."""
+QUICK = SchedulerSettings(
+    leader_ttl_s=0.6,
+    engine_poll_s=0.05,
+    reap_interval_s=0.05,
+    model_grace_s=0.3,
+    lane_credits=0,
+    single_flight=False,
+)
+"""Settings under which tests need not wait, each dispatch is the scheduler's, and each request is placed by itself."""
 WAIT_S = 60.0
 """For what a test waits for: the time-out of the test itself would fail whatever task happens to run."""
 

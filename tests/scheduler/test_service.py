@@ -220,8 +220,8 @@ async def test_stop_drains(shell_store: Store, app: App, engines: Engines, runni
     engine.gate.clear()
     scheduler = Scheduler(shell_store, SchedulerSettings(engine_poll_s=0.05, reap_interval_s=0.05))
     task = running(scheduler)
-    for _ in range(6):
-        app.call([app.value("x")])
+    for n in range(6):
+        app.call([app.value(f"x{n}")])
     requests = await app.submit()
     await engine.started.wait()
     scheduler.stop()

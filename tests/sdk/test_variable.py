@@ -150,7 +150,7 @@ async def test_explain(session: P.Session, service: FakeService) -> None:
         (by_hand.id, ""),
     }
     text = str(explanation)
-    assert "waits for 2 input(s)" in text
+    assert "waits for 2 inputs" in text
     assert "notes" in text
     assert "waits to be set by hand" in text
     assert "ready and waits for an engine" in (await first.explain()).reason
@@ -241,7 +241,7 @@ async def test_lists(session: P.Session, service: FakeService) -> None:
     ("state", "engine", "need", "reason"),
     [
         (RequestState.WAITING, "", 0, "failed on attempt 2 and waits for its next one"),
-        (RequestState.WAITING, "", 3, "waits for 3 input(s): being resolved"),
+        (RequestState.WAITING, "", 3, "waits for 3 inputs"),
         (RequestState.READY, "", 0, "is ready and waits for an engine"),
         (RequestState.QUEUED, "e1", 0, "is queued at engine e1"),
         (RequestState.RUNNING, "e1", 0, "runs on engine e1, attempt 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from parrot_mq.errors import Fenced
@@ -146,3 +147,16 @@ async def test_the_same_submit_again_dispatches_nothing_twice(lab: Lab) -> None:
         await lab.submit(session, [output], [request], batch="b1")
     assert len(await lab.receive()) == 1
     assert await left(lab) == 3
+
+
+async def test_lanes_say_whether_equal_requests_may_run_as_one(lab: Lab) -> None:
+    await lab.heartbeat("e1")
+    session, plans = await lab.session(), []
+    for single_flight in (True, False):
+        await lab.scheduler.grant({"": Lane("e1", 1)}, single_flight=single_flight)
+        await lab.one(session)
+        (assignment,) = await lab.receive()
+        plans.append(orjson.loads(assignment.plan_json))
+    assert "flight" not in plans[0]
+    assert plans[1]["flight"] == ""
+    assert plans[1]["rank"] > 0

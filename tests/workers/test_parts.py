@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from parrot_mq.messages import EngineState, FunctionRecord, ObjectiveKind, Segment, SegmentKind
+from parrot_mq.messages import CostModel, EngineState, FunctionRecord, ObjectiveKind, Segment, SegmentKind
 from parrot_mq.store.records import Assignment
 from parrot_workers.engine.port import EngineSpec, EngineStats
 from parrot_workers.sim import InstantClock, SimEngine
@@ -30,6 +31,8 @@ from parrot_workers.worker.vitals import MAX_RESIDENT, Vitals
         ('{"rank": 2, "objective": "ttft"}', Plan(2.0, ObjectiveKind.TTFT)),
         ('{"objective": {"kind": "deadline", "at_ms": 5}}', Plan(objective=ObjectiveKind.DEADLINE)),
         ('{"prefix": ["a", "b"], "group": "g"}', Plan(prefix=("a", "b"), group="g")),
+        ('{"group": "g", "group_size": 4}', Plan(group="g", group_size=4)),
+        ('{"group": "g", "group_size": "four"}', Plan(group="g")),
     ],
 )
 def test_plans(text: str, plan: Plan) -> None:
@@ -103,6 +106,17 @@ def test_vitals_measure_tokens_per_second(monkeypatch: pytest.MonkeyPatch) -> No
         record = vitals.describe()
     assert record.tokens_per_s == pytest.approx(50, abs=0.1)
     assert (record.num_running, record.num_waiting, record.num_free_blocks) == (1, 5, 5)
+
+
+def test_vitals_say_what_the_newest_steps_cost() -> None:
+    announced, learned = CostModel(decode_base_ms=10), CostModel(decode_base_ms=20)
+    vitals = Vitals("e-1", "sim", "m")
+    vitals.loaded(EngineSpec("m", "sim", 4, 128, 16, 8, cost=announced))
+    stats = EngineStats(1, 2, 8, 5)
+    vitals.watch(lambda: stats, lambda: 0)
+    assert vitals.describe().cost == announced
+    stats = dataclasses.replace(stats, cost=learned)
+    assert vitals.describe().cost == learned
 
 
 async def test_the_function_cache_forgets_the_oldest() -> None:

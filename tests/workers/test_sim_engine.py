@@ -206,6 +206,20 @@ def test_costs_follow_the_model_and_cached_prefixes_are_free() -> None:
     assert engine.stats().num_prefill_tokens == 40
 
 
+def test_an_engine_whose_announced_cost_is_wrong_says_so() -> None:
+    announced, true = CostModel(0.1, 10.0, 0.5, 0.001), CostModel(0.2, 20.0, 1.0, 0.002)
+    clock = InstantClock()
+    engine = SimEngine(cost=announced, true_cost=true, clock=clock)
+    assert engine.stats().cost == announced
+    for number in range(4):
+        run(engine, *[sequence(f"{number}-{i}", f"{number}{i}" * 2000, max_tokens=20) for i in range(8)])
+    learned = engine.stats().cost
+    assert learned is not None
+    assert engine.spec.cost == announced
+    assert learned.decode_step_ms(8, 4000) == pytest.approx(true.decode_step_ms(8, 4000), rel=0.1)
+    assert learned.prefill_ms(1000) == pytest.approx(true.prefill_ms(1000), rel=0.1)
+
+
 def test_long_prompts_are_prefilled_in_parts() -> None:
     engine = instant()
     engine.add(sequence("a", "w" * 4 * 5000, max_tokens=1))

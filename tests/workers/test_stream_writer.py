@@ -63,7 +63,7 @@ class Desk:
         return Run(claim, spec, Plan.from_json("{}"), cast(Any, self.store), 0.0, 0.0, streamed=True)
 
     def say(self, run: Run, text: str) -> None:
-        run.add(SequenceOutput(run.id, tuple(map(ord, text)), text))
+        run.transcript.add(SequenceOutput(run.id, tuple(map(ord, text)), text))
         self.writer.note(run)
 
 

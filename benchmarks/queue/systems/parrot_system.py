@@ -18,8 +18,9 @@ from benchmarks.queue.systems.processes import serving
 from benchmarks.queue.workload import Workload
 
 
+# Sampled: calls that are equal and deterministic would be run as one.
 @P.semantic_function
-def noop(after: P.Input, out: P.Output = P.output(max_tokens=1)) -> None:  # type: ignore[assignment]
+def noop(after: P.Input, out: P.Output = P.output(max_tokens=1, temperature=1.0)) -> None:  # type: ignore[assignment]
     """{{after}}:{{out}}"""
 
 

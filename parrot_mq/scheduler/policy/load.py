@@ -152,8 +152,7 @@ class EngineLoad:
             return False
         if not books.charges:
             return True
-        tokens = node.prompt_tokens + node.output_tokens
-        if tokens - cached > self._kv_free_tokens:
+        if not self._has_memory_for(node, cached):
             return False
         objective, bound_ms = node.objective, self._bound_ms
         kind = objective.kind if objective is not None else None
@@ -163,7 +162,15 @@ class EngineLoad:
                 bound_ms = own_ms
         elif kind is ObjectiveKind.THROUGHPUT and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
             return False
-        return not bound_ms or tokens - record.cost.shared_saving * shared <= self._tokens_within(bound_ms)
+        tokens = node.prompt_tokens + node.output_tokens - record.cost.shared_saving * shared
+        return not bound_ms or tokens <= self._tokens_within(bound_ms)
+
+    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
+        """Whether the KV memory that is left takes ``node`` in."""
+        return self._has_memory_for(node, self.cached_tokens(node, now_ms))
+
+    def _has_memory_for(self, node: RequestNode, cached: int) -> bool:
+        return node.prompt_tokens - cached + node.reserved_tokens <= self._kv_free_tokens
 
     def paced_until_ms(self, now_ms: float) -> float:
         """Until when throughput work is held off here for the sake of urgent requests; ``now_ms`` if it is not."""
@@ -178,12 +185,11 @@ class EngineLoad:
 
     def cached_tokens(self, node: RequestNode, now_ms: float) -> int:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
-        prefix = node.prefix
-        if not prefix or not self._affinity:
+        if not self._affinity:
             return 0
-        cached = self._residency.cached_tokens(prefix, now_ms)
-        if node.planned_engine == self.id and len(prefix) > 1:
-            return max(cached, prefix[-2][1])  # what it waited for comes last
+        cached = self._residency.cached_tokens(node.prefix, now_ms) if node.prefix else 0
+        if node.planned_engine == self.id:
+            return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached
 
     def _shared_with(self, node: RequestNode) -> int:
@@ -273,7 +279,9 @@ class EngineLoad:
         cached = self.cached_tokens(node, now_ms)
         uncached = max(0, prompt - cached)
         prefix = node.prefix if self._affinity else ()
-        charge = Charge(prompt + output // 2, output, uncached + output, is_urgent(node), tpot_ms(node), prefix)
+        charge = Charge(
+            prompt + output // 2, output, uncached + node.reserved_tokens, is_urgent(node), tpot_ms(node), prefix
+        )
         if self.record is not None:
             prefill_ms = self.record.cost.prefill_ms(uncached, cached)
             self._prefill_until_ms = max(now_ms, self._prefill_until_ms) + prefill_ms
@@ -292,15 +300,16 @@ class EngineLoad:
             self._books.restate(node.id, urgent=is_urgent(node), tpot_ms=tpot_ms(node))
             self._derive()
 
-    def discharge(self, request_id: str) -> None:
-        """Take a request off: it is finished, or was given back."""
+    def discharge(self, request_id: str) -> bool:
+        """Take a request off: it is finished, or was given back. False if it was not counted here."""
         if not self._books.remove(request_id):
-            return
+            return False
         if not self._books.charges:
             self._prefill_until_ms = 0.0
         if not self._books.num_urgent:
             self._pacing.clear()
         self._derive()
+        return True
 
     def _derive(self) -> None:
         """Note what follows from a change and is asked for often, and tell of the change."""

@@ -44,6 +44,7 @@ def deduce(
     duration_ms: Duration,
     *,
     remaining_ms: float = 0.0,
+    stated_for: str = "",
     through: bool = True,
     groups: bool = True,
 ) -> list[RequestNode]:
@@ -51,7 +52,8 @@ def deduce(
 
     Visits only requests that it makes stricter, or whose path it makes longer, deepest first, so that each is expanded
     once: the whole graph is never scanned. Producers already finished are not in the graph and need no objective.
-    ``remaining_ms``: expected time after ``start`` until what somebody waits for is done, if that is not its output.
+    ``remaining_ms``: expected time after ``start`` until what somebody waits for is done, if that is not its output,
+    but ``stated_for``, a variable after it.
     Without ``through`` the objective is that of ``start`` alone; without ``groups`` no task groups are formed.
     """
     changed: list[RequestNode] = []
@@ -82,7 +84,7 @@ def deduce(
         node.slack_ms = slack_ms if node.objective is None else min(node.slack_ms, slack_ms)
         node.remaining_ms = max(node.remaining_ms, visit.remaining_ms)
         if stricter:
-            node.objective = visit.wanted
+            node.objective, node.objective_of = visit.wanted, stated_for or start.output.id
         assert node.objective is not None
         if not through:
             break

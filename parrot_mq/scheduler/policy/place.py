@@ -27,6 +27,8 @@ class Reason(enum.StrEnum):
     """Its prefix is in the cache there, and that makes it done first there."""
     COMPLETION = "completion"
     """It is predicted to be done first there."""
+    FLIGHT = "flight"
+    """An equal request runs there, whose output it gets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

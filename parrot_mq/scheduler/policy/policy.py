@@ -154,13 +154,17 @@ class _Round:
         self._held.update((name, True) for name in models)
 
 
-def plan_json(node: RequestNode) -> str:
-    """Return the hints that go with an assignment, defaults left out."""
+def plan_json(node: RequestNode, group_size: int = 0) -> str:
+    """Return the hints that go with an assignment, defaults left out. ``group_size``: how many members of its task
+    group go to the same engine with it, itself among them.
+    """
     data: dict[str, object] = {"rank": round(node.key_ms)}
-    if node.group is not None:
-        data["group"] = node.group.id
+    if node.group is not None and group_size > 1:
+        data["group"], data["group_size"] = node.group.id, group_size
     if node.objective is not None:
         data["objective"] = node.objective.kind.value
     if node.prefix:
         data["prefix"] = [digest for digest, _ in node.prefix]
+    if node.flight is not None:
+        data["flight"] = node.flight
     return orjson.dumps(data).decode()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from parrot_mq.messages import Segment, SegmentKind
 from parrot_mq.scheduler.nodes import RequestNode
@@ -70,16 +70,27 @@ class Template:
         return cls(hashlib.sha256(b"parrot_mq prefix " + tenant.encode()).digest(), tuple(compiled))
 
 
-def boundaries(template: Template, node: RequestNode) -> list[Boundary]:
-    """Return the boundaries of a request's prompt, up to the first input that is not resolved.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """A boundary on the way through a prompt: its first ``end`` segments have this digest and about so many tokens."""
 
-    The last one covers the whole prompt if all its inputs are resolved. Raw texts (of earlier outputs of the same call)
-    are digested apart from transformed ones, which may differ.
+    end: int
+    digest: str
+    num_tokens: int
+
+
+START = Step(0, "", 0)
+
+
+def walk(template: Template, node: RequestNode, after: Step = START) -> Iterator[Step]:
+    """Go through the boundaries of a request's prompt, behind ``after``, up to the first input that is not resolved.
+
+    Raw texts (of earlier outputs of the same call) are digested apart from transformed ones, which may differ.
     """
     inputs = {variable.id: variable for variable in node.inputs}
-    found: list[Boundary] = []
-    chain, num_tokens = b"", 0
-    for segment in template.segments[: node.prompt_end]:
+    chain, num_tokens = bytes.fromhex(after.digest), after.num_tokens
+    for index in range(after.end, min(node.prompt_end, len(template.segments))):
+        segment = template.segments[index]
         if segment.is_constant:
             tag, digest, tokens = b"c", segment.digest, segment.num_tokens
         else:
@@ -90,12 +101,20 @@ def boundaries(template: Template, node: RequestNode) -> list[Boundary]:
             else:
                 variable = inputs.get(binding["variable"])
                 if variable is None or not variable.resolved:
-                    break
+                    return
                 tag = b"r" if variable.id in node.raw_inputs else b"v"
                 digest, tokens = variable.digest, tokens_of(variable.size_bytes)
         chain = hashlib.blake2b(chain + tag + digest.encode(), digest_size=DIGEST_BYTES, key=template.key).digest()
         num_tokens += tokens
-        found.append((chain.hex(), num_tokens))
+        yield Step(index + 1, chain.hex(), num_tokens)
+
+
+def boundaries(template: Template, node: RequestNode) -> list[Boundary]:
+    """Return the boundaries of a request's prompt, up to the first input that is not resolved.
+
+    The last one covers the whole prompt if all its inputs are resolved.
+    """
+    found = [(step.digest, step.num_tokens) for step in walk(template, node)]
     return found if len(found) <= MAX_BOUNDARIES else [*found[: MAX_BOUNDARIES - 1], found[-1]]
 
 

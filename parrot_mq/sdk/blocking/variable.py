@@ -9,7 +9,7 @@ from parrot_mq.errors import ConfigError
 from parrot_mq.messages import LATENCY, TTFT, Objective, VariableState
 from parrot_mq.sdk.ambient import blocking_session
 from parrot_mq.sdk.blocking.portal import Portal
-from parrot_mq.sdk.explain import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation, RequestInfo
 from parrot_mq.sdk.variable import SemanticVariable, VariableList, one_link
 
 T = TypeVar("T")

@@ -31,15 +31,15 @@ local function to_be_queued(rid)
     'attempt')
 end
 
--- Puts a request that is ready into an engine's queue. Returns its fence and its new revision.
-local function enqueue(rid, engine, token, plan, rev, fences, ...)
+-- Puts a request that is ready into an engine's queue; `why` says what chose it. Returns its fence and its new revision.
+local function enqueue(rid, engine, token, plan, why, rev, fences, ...)
   local count = string.format('%d', tonumber(fences or 0) + 1)
   local fence, new_rev = count .. '.' .. token, string.format('%d', tonumber(rev) + 1)
   local entry = {'request', rid, 'fence', fence, 'plan', plan}
   add_offer(entry, ...)
   local id = redis.call('XADD', eng_key(engine) .. ':q', '*', unpack(entry))
   redis.call('HSET', req_key(rid), 'state', 'queued', 'engine', engine, 'fence', fence, 'fences', count, 'entry', id,
-    'queued_ms', now_ms, 'rev', new_rev)
+    'why', why, 'queued_ms', now_ms, 'rev', new_rev)
   return fence, new_rev
 end
 

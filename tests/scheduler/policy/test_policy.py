@@ -96,7 +96,7 @@ def test_a_member_that_comes_later_follows_its_group() -> None:
     core.ready.discard(nodes[1])
     (home,) = placed(core).values()
     for n in range(3):  # the other engine is idle, and would be done with it sooner
-        assert core.engines[home].charge(add(core, f"load{n}"), 0.0) is None
+        core.engines[home].charge(add(core, f"load{n}"), 0.0)
         core.ready.discard(core.graph.requests[f"0-r-load{n}"])
     core.ready.put(nodes[1])
     assert placed(core) == {"m1": home}
@@ -194,14 +194,16 @@ def test_a_decision_does_not_look_at_everything_that_waits() -> None:
 def test_the_hints_of_an_assignment_leave_defaults_out() -> None:
     core = core_with(engine("e0"))
     plain = add(core, "plain")
-    assert orjson.loads(plan_json(plain)) == {"rank": round(plain.key_ms)}
+    assert orjson.loads(plan_json(plain)) == {"rank": round(plain.key_ms), "flight": ""}
     grouped = [add(core, "m0"), add(core, "m1")]
     add(core, "r", ["m0", "m1"])
     core.want("0-v-r", LATENCY)
     share(core, grouped[0], ("d1", 10), ("d2", 20))
-    assert orjson.loads(plan_json(grouped[0])) == {
+    assert orjson.loads(plan_json(grouped[0], 2)) == {
+        "flight": "",
         "rank": round(grouped[0].key_ms),
         "group": "0-r-r",
+        "group_size": 2,
         "objective": "latency",
         "prefix": ["d1", "d2"],
     }

@@ -12,6 +12,7 @@ from parrot_workers.engine.block_manager import BlockManager, CachedPrefix
 from parrot_workers.engine.ngram_index import Draft
 from parrot_workers.engine.prefill_ahead import PrefillAhead
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
+from parrot_workers.engine.siblings import Siblings
 from parrot_workers.engine.speculator import Speculator
 
 AHEAD_SHARE = 4
@@ -41,6 +42,11 @@ class Chunk:
         return self.samples * (1 + (len(self.draft.token_ids) if self.draft else 0))
 
     @property
+    def is_prefill(self) -> bool:
+        """Whether these are tokens of a prompt, or some that were computed before and given up."""
+        return self.start < self.sequence.num_prompt_tokens or self.num_tokens > 1
+
+    @property
     def token_ids(self) -> list[int]:
         """What the model is given."""
         if self.sampled_row is not None:
@@ -53,12 +59,12 @@ class BatchScheduler:
     """Sequences that wait and that run, and the plan of each step.
 
     Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
-    rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit. A
-    sequence is admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest
-    THROUGHPUT sequence, else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``,
-    sequences that decode may get drafts, as far as the budget, ``max_num_rows`` of logits (default: the budget) and
-    free blocks go. Where nobody waits, the rest of the budget goes to prompts computed ahead (``ahead``), which give
-    way to all others.
+    rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit.
+    Members of a task group stand side by side, and wait a step or two for each other (``siblings``). A sequence is
+    admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest THROUGHPUT one,
+    else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``, sequences that decode
+    may get drafts, as far as the budget, ``max_num_rows`` of logits (default: the budget) and free blocks go. Where
+    nobody waits, the rest of the budget goes to prompts computed ahead (``ahead``), which give way to all others.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class BatchScheduler:
         """Sorted by ``Sequence.order``; preempted sequences wait here too."""
         self.running: list[Sequence] = []
         """Sorted by ``Sequence.order``."""
+        self.siblings = Siblings()
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         """Prompt tokens of all sequences that were found in the prefix cache when they were first admitted."""
@@ -94,6 +101,7 @@ class BatchScheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let ``sequence`` wait for its turn."""
+        self.siblings.come(sequence)
         bisect.insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
@@ -102,6 +110,7 @@ class BatchScheduler:
             self.ahead.remove(sequence)
             return
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(sequence)
+        self.siblings.leave(sequence)
         self.blocks.release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
@@ -120,6 +129,7 @@ class BatchScheduler:
         Decoding sequences come first. The chunks' full blocks are published: the caller must compute all of them, or
         call ``restart``.
         """
+        self.siblings.begin_plan()
         granted: list[tuple[Sequence, int]] = []
         num_preemptions = self.num_preemptions
         budget = self.max_num_batched_tokens
@@ -205,15 +215,20 @@ class BatchScheduler:
 
     def _admit(self, budget: int) -> list[Chunk]:
         chunks = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
+        was_idle, index = not self.running, 0
+        while index < len(self.waiting) and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[index]
+            if not was_idle and self.siblings.holds(sequence):
+                index += 1
+                continue
             cached = self.blocks.match(sequence)
             if not self._fits(sequence, cached):
                 if self.ahead.give_way():
                     continue
                 if self.running:
                     break
-            self.waiting.pop(0)
+            del self.waiting[index]
+            self.siblings.leave(sequence)
             self.blocks.hold(sequence, cached)
             grown = self.blocks.grow(sequence, sequence.num_tokens)
             assert grown, f"{sequence.id} was accepted although it can never fit"
@@ -278,10 +293,10 @@ class BatchScheduler:
         sequence.num_computed_tokens = 0
         sequence.status = SequenceStatus.PREEMPTED
         self.num_preemptions += 1
-        self.add(sequence)
+        bisect.insort(self.waiting, sequence, key=_order)
 
 
-def _order(sequence: Sequence) -> tuple[int, float, int]:
+def _order(sequence: Sequence) -> tuple[int, float, int, int]:
     return sequence.order
 
 

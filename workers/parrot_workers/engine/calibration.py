@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from collections.abc import Callable, Sequence
+
+import torch
 
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.messages import CostModel
@@ -12,29 +17,44 @@ from parrot_workers.engine.model_runner import ModelRunner
 from parrot_workers.engine.step_batch import Span
 
 REPEATS = 5
+MEASURE_S = 0.2
+"""No further repeats of a step once they have taken so long."""
+PREFILL = (128, 512)
+"""Tokens of the prompts that are timed; the longer only if it should take less than ``LONG_MS``."""
+LONG_MS = 1000.0
+MANY = 16
+"""Sequences of the batches that are timed."""
+LONGEST = 2048
+"""Tokens of the contexts that are timed."""
 
 
-def calibrate(runner: ModelRunner, *, max_num_seqs: int, max_num_tokens: int, max_model_len: int) -> CostModel:
+def calibrate(
+    runner: ModelRunner,
+    *,
+    max_num_seqs: int,
+    max_num_tokens: int,
+    max_model_len: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> CostModel:
     """Return the engine's cost model, in milliseconds.
 
-    Four measurements give the four numbers: a prefill, a decode of one short context, of one long context, and of many
-    short ones. Overwrites blocks of the cache, so it is for a cache that nobody uses yet.
+    Times prefills of two lengths and one behind a cached prefix; decode steps of one and of many sequences, of short
+    and of long contexts, and of many that share nearly all of a long one. Of each step the shortest of a few repeats
+    counts: what disturbs it only makes it longer. Overwrites blocks of the cache, so it is for a cache that nobody
+    uses yet. ``clock`` tells seconds.
     """
-    capacity = runner.cache.num_blocks * BLOCK_SIZE
-    longest = max(2, min(max_model_len, capacity))
-    prefill = max(1, min(128, max_num_tokens, longest - 1))
-    short, long = min(16, longest), min(512, longest)
-    many = max(1, min(8, max_num_seqs, max_num_tokens, capacity // (BLOCK_SIZE * 2)))
-    decode_ms = _time_ms(runner, 1, 1, short)
-    prefill_ms = _time_ms(runner, 1, prefill, prefill)
-    per_context_ms = max(0.0, _time_ms(runner, 1, 1, long) - decode_ms) / max(1, long - short)
-    many_ms = _time_ms(runner, many, 1, short)
-    per_seq_ms = max(0.0, many_ms - decode_ms - (many - 1) * short * per_context_ms) / max(1, many - 1)
+    bench = _Bench(runner, clock)
+    longest = max(2, min(max_model_len, runner.cache.num_blocks * BLOCK_SIZE, LONGEST))
+    per_token_ms, per_pair_ms = _prefill(bench, max_num_tokens, longest)
+    many = max(1, min(MANY, max_num_seqs, max_num_tokens, runner.cache.num_blocks // 2))
+    base_ms, per_seq_ms, per_context_ms, saving = _decode(bench, many, longest)
     return CostModel(
-        prefill_per_token_ms=prefill_ms / prefill,
-        decode_base_ms=max(0.0, decode_ms - per_seq_ms - short * per_context_ms),
+        prefill_per_token_ms=per_token_ms,
+        prefill_per_pair_ms=per_pair_ms,
+        decode_base_ms=base_ms,
         decode_per_seq_ms=per_seq_ms,
         decode_per_context_token_ms=per_context_ms,
+        shared_saving=saving,
     )
 
 
@@ -54,6 +74,101 @@ def calibrate_reload(transfer: KVTransfer, num_blocks: int, cost: CostModel) -> 
     )
 
 
+def _prefill(bench: _Bench, max_num_tokens: int, longest: int) -> tuple[float, float]:
+    """Return the times per token and per pair.
+
+    The difference that a cached prefix makes is all pairs; what is left of the other prefills goes to their tokens.
+    """
+    short, long = (max(1, min(length, max_num_tokens, longest - 1)) for length in PREFILL)
+    times_ms = {short: bench.prefill_ms(short)}
+    cached = (longest - short) // BLOCK_SIZE * BLOCK_SIZE
+    per_pair_ms = 0.0
+    if cached:
+        per_pair_ms = max(0.0, bench.prefill_ms(short, cached) - times_ms[short]) / (short * cached)
+    if long > short and times_ms[short] * long / short < LONG_MS:
+        times_ms[long] = bench.prefill_ms(long)
+    points = [((float(length),), time_ms - per_pair_ms * length**2 / 2) for length, time_ms in times_ms.items()]
+    return _fitted(points)[0], per_pair_ms
+
+
+def _decode(bench: _Bench, many: int, longest: int) -> tuple[float, float, float, float]:
+    """Return the time of a step, of a sequence in it, and of a token of its context; and the saving where it is shared.
+
+    The saving is what sharing takes off, as a part of what the same contexts add when nobody shares them.
+    """
+    short = min(BLOCK_SIZE, longest)
+    long_of_many = max(short, min(longest, bench.num_blocks // many * BLOCK_SIZE))
+    sizes = dict.fromkeys([(1, short), (1, longest), (many, short), (many, long_of_many)])
+    times_ms = {size: bench.decode_ms(*size) for size in sizes}
+    base_ms, per_seq_ms, per_context_ms = _fitted(
+        [((1.0, float(count), float(count * context)), time_ms) for (count, context), time_ms in times_ms.items()]
+    )
+    num_shared = (long_of_many - 1) // BLOCK_SIZE
+    added_ms = times_ms[many, long_of_many] - times_ms[many, short]
+    saving = 0.0
+    if many > 1 and num_shared and added_ms > 0:
+        saved_ms = times_ms[many, long_of_many] - bench.decode_ms(many, long_of_many, num_shared)
+        added_per_token_ms = added_ms / (many * (long_of_many - short))
+        saving = saved_ms / (added_per_token_ms * (many - 1) * num_shared * BLOCK_SIZE)
+    return base_ms, per_seq_ms, per_context_ms, min(1.0, max(0.0, saving))
+
+
+class _Bench:
+    """Times steps of a runner."""
+
+    def __init__(self, runner: ModelRunner, clock: Callable[[], float]) -> None:
+        self._runner = runner
+        self._clock = clock
+        self.num_blocks = runner.cache.num_blocks
+
+    def prefill_ms(self, num_tokens: int, num_cached: int = 0) -> float:
+        """Return the time of a prefill behind so many tokens, of which nobody minds what they are."""
+        blocks = range(-(-(num_cached + num_tokens) // BLOCK_SIZE))
+        return self._shortest_ms([Span([0] * num_tokens, num_cached, 1, blocks)])
+
+    def decode_ms(self, num_seqs: int, context: int, num_shared: int = 0) -> float:
+        """Return the time of a decode step of sequences whose first ``num_shared`` blocks are the same."""
+        own = -(-context // BLOCK_SIZE) - num_shared
+        tables = (
+            [*range(num_shared), *range(num_shared + i * own, num_shared + (i + 1) * own)] for i in range(num_seqs)
+        )
+        return self._shortest_ms([Span([0], context - 1, 1, table) for table in tables])
+
+    def _shortest_ms(self, spans: list[Span]) -> float:
+        """Return the shortest of a few runs, after one that only warms up."""
+        self._run_s(spans)
+        times_s = [self._run_s(spans)]
+        while len(times_s) < REPEATS and sum(times_s) < MEASURE_S:
+            times_s.append(self._run_s(spans))
+        return 1000 * min(times_s)
+
+    def _run_s(self, spans: list[Span]) -> float:
+        start_s = self._clock()
+        self._runner.run(spans).argmax(-1).tolist()
+        return self._clock() - start_s
+
+
+def _fitted(points: Sequence[tuple[Sequence[float], float]]) -> list[float]:
+    """Return the non-negative coefficients ``x`` for which ``a . x`` is nearest to ``t`` for all ``points`` (a, t).
+
+    Least squares of the errors relative to ``t``, by trying each choice of coefficients that are not zero, few of them
+    first: what the points do not tell apart becomes zero.
+    """
+    times_ms = torch.tensor([max(time_ms, 1e-9) for _, time_ms in points], dtype=torch.float64)
+    terms = torch.tensor([list(terms) for terms, _ in points], dtype=torch.float64) / times_ms[:, None]
+    ones = torch.ones(len(points), 1, dtype=torch.float64)
+    size = terms.shape[1]
+    best, least = torch.zeros(size, dtype=torch.float64), math.inf
+    for chosen in itertools.chain.from_iterable(itertools.combinations(range(size), n) for n in range(1, size + 1)):
+        found = torch.linalg.lstsq(terms[:, chosen], ones, driver="gelsd").solution
+        error = float(((terms[:, chosen] @ found - ones) ** 2).sum())
+        if found.min() >= 0 and error < least - 1e-12:
+            best, least = torch.zeros(size, dtype=torch.float64), error
+            best[list(chosen)] = found[:, 0]
+    values: list[float] = best.tolist()
+    return values
+
+
 def _copy_ms(transfer: KVTransfer, num_blocks: int) -> float:
     """Return the shortest of a few copies of the first slots to the first blocks."""
     times = []
@@ -61,21 +176,5 @@ def _copy_ms(transfer: KVTransfer, num_blocks: int) -> float:
         start = time.perf_counter()
         transfer.run(Transfers(loads=tuple((i, i) for i in range(num_blocks))))
         transfer.wait()
-        times.append(time.perf_counter() - start)
-    return 1000 * min(times[1:])
-
-
-def _time_ms(runner: ModelRunner, num_seqs: int, num_tokens: int, context: int) -> float:
-    """Return the shortest of a few steps of ``num_seqs`` sequences, ``num_tokens`` new of ``context`` each."""
-    num_blocks = -(-context // BLOCK_SIZE)
-    spans = [
-        Span([0] * num_tokens, context - num_tokens, 1, range(i * num_blocks, (i + 1) * num_blocks))
-        for i in range(num_seqs)
-    ]
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        logits = runner.run(spans)
-        logits.argmax(-1).tolist()
         times.append(time.perf_counter() - start)
     return 1000 * min(times[1:])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from parrot_kernels import Backend
 from parrot_mq.messages import ObjectiveKind, SamplingParams
 from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
+from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.model_runner import ModelRunner
 from parrot_workers.engine.port import (
@@ -24,6 +25,7 @@ from parrot_workers.engine.sequence import Sequence
 from parrot_workers.engine.step_pipeline import StepInFlight, StepPipeline
 from parrot_workers.engine.step_profiler import StepProfiler
 from parrot_workers.engine.step_stats import Phase, StepCounts, StepStats
+from parrot_workers.engine.step_work import StepWork
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class EngineCore:
         """What ``add`` and ``abort`` have to say; the next step returns it."""
         self._num_added = 0
         self._total = StepCounts()
+        self._costs = CostCorrection(spec.cost)
 
     @property
     def spec(self) -> EngineSpec:
@@ -127,6 +130,7 @@ class EngineCore:
             step = self._steps.next(traced=self._profiler is not None and self._profiler.is_recording)
             if step is None:
                 return outputs + self._ended_ahead()
+            work = StepWork.of(step.chunks)
             self._take_in(step, outputs)
             self._steps.publish()
         except BaseException:
@@ -135,7 +139,7 @@ class EngineCore:
             self._outputs = outputs + self._ended_ahead()
             raise
         try:
-            self._report(step)
+            self._report(step, work)
         except BaseException:
             # Whoever watches may fail (a full disk): what came out is for the next step to say.
             self._outputs = outputs
@@ -160,6 +164,7 @@ class EngineCore:
             num_accepted_tokens=total.num_accepted_tokens,
             num_ahead_steps=total.num_ahead_steps,
             num_discarded_tokens=total.num_discarded_tokens,
+            cost=self._costs.corrected,
         )
 
     def has_work(self) -> bool:
@@ -227,8 +232,10 @@ class EngineCore:
             self._blocks.shrink(sequence, sequence.num_tokens)
         return self._output(sequence, tuple(taken), text)
 
-    def _report(self, step: StepInFlight) -> None:
+    def _report(self, step: StepInFlight, work: StepWork) -> None:
         self._total.add(step.counts)
+        announced, took_ms = self._spec.cost, 1000 * sum(step.clock.seconds.values())
+        self._costs.observe(work.prefill_ms(announced), work.decode_ms(announced), took_ms)
         if self._profiler is not None:
             self._profiler.step()
         if self._on_step is not None:

@@ -41,7 +41,8 @@ class SequenceInput:
 
     ``salt`` separates tenants in the prefix cache. ``forced_ids`` are tokens of the output that were published by an
     earlier attempt: the engine takes them as generated and goes on from there. It says them again first, in one output
-    of their own, with the text that is certain after them. Lower ``rank`` starts earlier.
+    of their own, with the text that is certain after them. Lower ``rank`` starts earlier. ``group`` names the task
+    group of which ``group_size`` members were sent together: they had best be in one batch.
     """
 
     id: str
@@ -51,6 +52,8 @@ class SequenceInput:
     rank: float = 0.0
     salt: str = ""
     forced_ids: tuple[int, ...] = ()
+    group: str = ""
+    group_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class EngineStats:
     """Steps that were launched before the tokens of the step before were read."""
     num_discarded_tokens: int = 0
     """Computed by such steps for sequences that had ended."""
+    cost: CostModel | None = None
+    """What the newest steps say that its work costs; None: nobody has looked, so what the spec announced holds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_ids)
         self.detokenizer = detokenizer
         self.arrival = arrival
+        self.place: tuple[float, int] = (source.rank, arrival)
+        """Rank and age in the queue: its own, or those of the first of its task group."""
         self.max_output_tokens = max_output_tokens
         """``max_tokens``, or what the model's length leaves."""
         self.stop_ids = stop_ids
@@ -113,9 +115,9 @@ class Sequence:
         )
 
     @property
-    def order(self) -> tuple[int, float, int]:
-        """Sort key: the strictest objective first, then rank, then age."""
-        return _STRICTNESS[self.objective], self.source.rank, self.arrival
+    def order(self) -> tuple[int, float, int, int]:
+        """Sort key: the strictest objective first, then rank, then age; members of a task group side by side."""
+        return _STRICTNESS[self.objective], *self.place, self.arrival
 
     def draft(self, num_tokens: int) -> Draft | None:
         """Return at most ``num_tokens`` tokens that may follow the next one's turn; None if there is nothing to go by.

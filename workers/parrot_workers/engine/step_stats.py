@@ -51,7 +51,7 @@ class StepCounts:
 
     def count(self, chunk: Chunk) -> None:
         """Add a chunk's tokens."""
-        if chunk.start < chunk.sequence.num_prompt_tokens or chunk.num_tokens > 1:
+        if chunk.is_prefill:
             self.num_prefill_tokens += chunk.num_tokens
         else:
             self.num_decode_tokens += 1

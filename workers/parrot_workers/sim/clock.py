@@ -34,3 +34,19 @@ class InstantClock:
     def spend(self, duration_ms: float) -> None:
         """Count ``duration_ms`` and return at once."""
         self.elapsed_ms += duration_ms
+
+
+class StepClock:
+    """Keeps what a step costs until somebody takes it, who then lets that time pass."""
+
+    def __init__(self) -> None:
+        self._due_ms = 0.0
+
+    def spend(self, duration_ms: float) -> None:
+        """Note ``duration_ms`` and return at once."""
+        self._due_ms += duration_ms
+
+    def take_ms(self) -> float:
+        """Return what was noted since the last call."""
+        due_ms, self._due_ms = self._due_ms, 0.0
+        return due_ms

@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 
 from parrot_mq.messages import CostModel
+from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.port import EngineSpec, EngineStats, FinishReason, SequenceInput, SequenceOutput
 from parrot_workers.sim.clock import Clock, RealClock
 from parrot_workers.sim.prefix_cache import PrefixCache
@@ -35,9 +36,10 @@ class _Sequence:
 class SimEngine:
     """Runs scripts instead of a model.
 
-    A step costs what ``cost`` says: prefill of the prompts that begin (cached prefix blocks are free), plus one decode
-    step of everything that is prefilled. A sequence reserves blocks for its prompt and ``max_tokens`` when it is
-    admitted, in order of rank; nothing is ever preempted. Text: see ``script``.
+    A step costs what ``cost`` says, or ``true_cost`` if that is not what it announces: prefill of the prompts that
+    begin (cached prefix blocks are free), plus one decode step of everything that is prefilled. A sequence reserves
+    blocks for its prompt and ``max_tokens`` when it is admitted, in order of rank; nothing is ever preempted.
+    Text: see ``script``.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class SimEngine:
         model: str = "sim",
         *,
         cost: CostModel | None = None,
+        true_cost: CostModel | None = None,
         clock: Clock | None = None,
         max_num_seqs: int = 256,
         max_model_len: int = 32_768,
@@ -62,6 +65,8 @@ class SimEngine:
             tokenizer_digest="sim",
             cost=cost or CostModel(),
         )
+        self._true_cost = true_cost or self._spec.cost
+        self._costs = CostCorrection(self._spec.cost)
         self._clock = clock or RealClock()
         self._mean_output_tokens = mean_output_tokens
         self._cache = PrefixCache(block_size, num_blocks)
@@ -120,11 +125,15 @@ class SimEngine:
     def step(self) -> list[SequenceOutput]:
         """Admit, prefill, decode one token of everything that is prefilled, and spend the time that takes."""
         self._admit()
-        cost_ms = self._spec.cost.prefill_ms(self._prefill())
+        prefilled = self._prefill()
         decoding = [sequence for sequence in self._running.values() if sequence.num_to_prefill == 0]
-        if decoding:
-            cost_ms += self._spec.cost.decode_step_ms(len(decoding), sum(sequence.context for sequence in decoding))
-        self._clock.spend(cost_ms)
+        context = sum(sequence.context for sequence in decoding)
+        announced_ms, true_ms = (
+            (cost.prefill_ms(prefilled), cost.decode_step_ms(len(decoding), context) if decoding else 0.0)
+            for cost in (self._spec.cost, self._true_cost)
+        )
+        self._clock.spend(sum(true_ms))
+        self._costs.observe(*announced_ms, sum(true_ms))
         outputs, self._unsaid = self._unsaid, []
         outputs += [self._decode(sequence) for sequence in decoding]
         return outputs
@@ -139,6 +148,7 @@ class SimEngine:
             num_generated_tokens=self._num_generated,
             num_prefill_tokens=self._num_prefilled,
             num_cached_tokens=self._num_cached,
+            cost=self._costs.corrected,
         )
 
     def has_work(self) -> bool:

@@ -1,4 +1,4 @@
-"""From assignments to sequences: what waits is taken when the engine has room, claimed, and its prompt put together.
+"""From assignments to runs: what waits is taken when the engine has room, and claimed.
 
 An assignment that offers what its claim will be is begun at once, while the claim is under way: the engine computes,
 and pieces and failures are written once the claim is answered (``Run.answered``), a result even before: it is a claim
@@ -12,17 +12,16 @@ import logging
 from collections.abc import Callable, Sequence
 
 from parrot_mq.errors import Fenced, InvalidRequest, StoreError
-from parrot_mq.messages import FunctionRecord, RequestSpec
+from parrot_mq.messages import RequestSpec
 from parrot_mq.settings import WorkerSettings
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.records import Assignment, Claim, Control
-from parrot_workers.engine.port import SequenceInput
 from parrot_workers.worker.admitted import Admitted
 from parrot_workers.worker.backlog import Backlog, Waiting
+from parrot_workers.worker.flights import MAX_FOLLOWERS, Flights
 from parrot_workers.worker.plan import Plan
-from parrot_workers.worker.prompt import FunctionCache, fetch_inputs, prefix_salt, prompt_segments
 from parrot_workers.worker.run import Run, sequence_id
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import monotonic_s
 from parrot_workers.worker.table import RunTable
 
 log = logging.getLogger(__name__)
@@ -35,18 +34,16 @@ RETRY_S = 0.2
 class Claimer:
     """Claims assignments in the order of their rank, as many as the engine has free slots.
 
-    ``identity`` returns the engine's ``model@tokenizer_digest``. ``begin`` is called with each run, before or after its
-    claim, and ``confirm`` when the claim of one that was begun before succeeds; ``drop`` if it fails, with the reason;
-    ``reject`` with a run that makes no sense.
+    ``begin`` is called with each run, before or after its claim, and ``confirm`` when the claim of one that was begun
+    before succeeds; ``drop`` if it fails, with the reason; ``reject`` with a run that makes no sense.
     """
 
     def __init__(
         self,
         settings: WorkerSettings,
         table: RunTable,
-        stepper: StepThread,
+        flights: Flights,
         engine_id: Callable[[], str],
-        identity: Callable[[], str],
         begin: Callable[[Run], None],
         confirm: Callable[[Run, Claim], None],
         drop: Callable[[Run, str], None],
@@ -54,14 +51,12 @@ class Claimer:
     ) -> None:
         self._settings = settings
         self._table = table
-        self._stepper = stepper
+        self._flights = flights
         self._engine_id = engine_id
-        self._identity = identity
         self._begin = begin
         self._confirm = confirm
         self._drop = drop
         self._reject = reject
-        self.functions = FunctionCache()
         self._wake = asyncio.Event()
         self._claimed = asyncio.Event()
         self._admitted: list[Admitted] = []
@@ -159,63 +154,40 @@ class Claimer:
         for store, pairs in by_store.items():
             await store.release(self._engine_id(), pairs)
 
-    def submit_at_once(self, run: Run) -> bool:
-        """Hand ``run`` to the engine if all that its prompt needs is here; False: ``submit`` must fetch the rest.
-
-        Raises ``InvalidRequest`` if the template and the request do not fit together.
-        """
-        function = self.functions.peek(run.claim.tenant, run.spec.function)
-        if function is None or any(value.text is None for value in run.claim.inputs):
-            return False
-        self._add(run, function, {value.id: value.text or "" for value in run.claim.inputs})
-        return True
-
-    async def submit(self, run: Run) -> None:
-        """Fetch what the prompt of ``run`` needs and hand it to the engine.
-
-        Raises ``InvalidRequest`` if the template or a value is gone.
-        """
-        claim, spec = run.claim, run.spec
-        function = await self.functions.get(run.store, claim.tenant, spec.function)
-        if function is None:
-            raise InvalidRequest(
-                f"the template {spec.function} of {spec.function_name} is gone from tenant {claim.tenant!r}; "
-                "submit the call again"
-            )
-        texts = await fetch_inputs(run.store, claim)
-        if run.in_engine and not run.dropped:
-            self._add(run, function, texts)
-
-    def _add(self, run: Run, function: FunctionRecord, texts: dict[str, str]) -> None:
-        inputs = {value.id: value for value in run.claim.inputs}
-        segments = prompt_segments(run.spec, function, inputs, texts, self._identity())
-        self._stepper.add(
-            SequenceInput(
-                id=run.id,
-                segments=segments,
-                sampling=run.spec.sampling,
-                objective=run.plan.objective,
-                rank=run.plan.rank,
-                salt=prefix_salt(run.claim.tenant, share_prefixes=run.spec.share_prefixes),
-                forced_ids=run.claim.published_ids,
-            )
-        )
-
     def _room(self) -> int:
         num_unbegun = sum(admitted.run is None for admitted in self._claiming.values())
-        free = self.capacity - self._table.num_in_engine - num_unbegun
-        unwritten = MAX_UNWRITTEN - (len(self._table) - self._table.num_in_engine)
-        return max(0, min(free, unwritten))
+        free = self.capacity - (self._table.num_in_engine - self._flights.num_followers) - num_unbegun
+        return max(0, min(free, self._unwritten_room()))
+
+    def _unwritten_room(self) -> int:
+        return MAX_UNWRITTEN - (len(self._table) - self._table.num_in_engine)
 
     def _admit(self) -> None:
-        """Give the engine's free slots to what waits, and begin what can begin without its claim."""
-        if self._closed or not self.backlog:
-            return
-        for waiting in self.backlog.pop(self._room()):
-            admitted = self._claiming[waiting.id] = Admitted(waiting)
-            self._admitted.append(admitted)
-            if (offer := waiting.assignment.offer) is not None:
-                admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
+        """Give the engine's free slots to what waits, and begin what can begin without its claim.
+
+        What is equal to something that has a slot needs none: it is admitted to a full engine too.
+        """
+        while not self._closed and (batch := self.backlog.pop(self._room())):
+            for waiting in batch:
+                self._admit_one(waiting)
+        if not self._closed and self.backlog.num_in_flights:
+            for waiting in self.backlog.pop_flights(self._flying(), self._follower_room()):
+                self._admit_one(waiting)
+
+    def _admit_one(self, waiting: Waiting) -> None:
+        admitted = self._claiming[waiting.id] = Admitted(waiting)
+        self._admitted.append(admitted)
+        if (offer := waiting.assignment.offer) is not None:
+            admitted.run = self._begun(waiting, offer, asyncio.get_running_loop().create_future())
+
+    def _flying(self) -> set[str | None]:
+        """Return the digests of the flights that have begun, or are about to."""
+        digests = {admitted.waiting.plan.flight for admitted in self._claiming.values()}
+        return digests | {run.plan.flight for run in self._table if run.in_engine}
+
+    def _follower_room(self) -> int:
+        num_unbegun = sum(admitted.run is None for admitted in self._claiming.values())
+        return max(0, min(MAX_FOLLOWERS - self._flights.num_followers - num_unbegun, self._unwritten_room()))
 
     def _unbegun(self) -> list[Waiting]:
         """Take out what waits, and what was admitted without having begun."""

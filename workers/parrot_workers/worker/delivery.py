@@ -97,6 +97,7 @@ class Delivery:
             queue_ms=round((run.started_s - run.received_s) * 1000, 3),
             run_ms=round((now - run.started_s) * 1000, 3),
             finish=output.finish.value if output.finish else "",
+            shared=run.shared,
         )
         completion = Completion(*run.pair, run.spec.output, value, usage, raw)
 

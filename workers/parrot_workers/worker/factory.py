@@ -28,7 +28,7 @@ def engine_factory(options: Options) -> Callable[[], EnginePort]:
 
 
 def _sim(options: Options) -> EnginePort:
-    sizes = {"max_num_seqs": options.max_num_seqs, "max_model_len": options.max_model_len}
+    sizes: dict[str, Any] = {"max_num_seqs": options.max_num_seqs, "max_model_len": options.max_model_len}
     return SimEngine(
         options.name,
         cost=options.cost,

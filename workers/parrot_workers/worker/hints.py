@@ -13,7 +13,8 @@ from parrot_mq.store.reader import Reader
 from parrot_mq.store.records import Control, InputValue
 from parrot_workers.engine.port import PromptSegment, SequenceInput
 from parrot_workers.worker.prompt import FunctionCache, prefix_salt, prompt_segments
-from parrot_workers.worker.stepper import StepThread, monotonic_s
+from parrot_workers.worker.stepper import Stepper, monotonic_s
+from parrot_workers.worker.streamed_prefill import StreamedPrefills
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,16 @@ class HintTaker:
     """
 
     def __init__(
-        self, group: asyncio.TaskGroup, stepper: StepThread, functions: FunctionCache, identity: Callable[[], str]
+        self,
+        group: asyncio.TaskGroup,
+        stepper: Stepper,
+        streamed: StreamedPrefills,
+        functions: FunctionCache,
+        identity: Callable[[], str],
     ) -> None:
         self._group = group
         self._stepper = stepper
+        self._streamed = streamed
         self._functions = functions
         self._identity = identity
         self._pending: dict[tuple[str, str], object] = {}
@@ -41,8 +48,11 @@ class HintTaker:
     def obey(self, store: EngineStore, control: Control) -> None:
         """Act on a message of one of ``KINDS``; what is wrong with it is logged."""
         if control.kind == "release":
-            self._pending.pop(("retain", control.text), None)
+            for kind in ("prefill", "retain"):
+                self._pending.pop((kind, control.text), None)
+            self._streamed.end(control.text)
             self._stepper.release(control.text)
+            self._stepper.abort(_prefill_id(control.text))
             return
         try:
             hint = PrefixHint.from_json(control.text)
@@ -69,10 +79,14 @@ class HintTaker:
         salt = prefix_salt(hint.tenant, share_prefixes=hint.share_prefixes)
         if not segments:
             return
-        if kind == "retain":
+        if kind == "retain" or hint.retain_s:
             self._stepper.retain(hint.key, segments, salt, now_s + hint.retain_s)
+        if kind != "prefill":
+            return
+        if hint.follow:
+            await self._streamed.follow(store.partition, hint.key, hint.follow, segments, salt)
         else:
-            self._stepper.prefill(SequenceInput(f"prefill {hint.key}", segments, SamplingParams(), salt=salt))
+            self._stepper.prefill(SequenceInput(_prefill_id(hint.key), segments, SamplingParams(), salt=salt))
 
     async def _segments(self, store: EngineStore, hint: PrefixHint) -> tuple[PromptSegment, ...]:
         """Read what the prefix is made of. Raises ``InvalidRequest`` if something of it is not there."""
@@ -88,6 +102,11 @@ class HintTaker:
             inputs[variable_id] = InputValue(variable_id, record.value, "", record.token_ids, record.tokens_by)
         texts = {variable_id: value.text or "" for variable_id, value in inputs.items()}
         return prompt_segments(spec, function, inputs, texts, self._identity())
+
+
+def _prefill_id(key: str) -> str:
+    """Return the id that a prompt which is computed ahead has in the engine."""
+    return f"prefill {key}"
 
 
 def _as_request(hint: PrefixHint, function: FunctionRecord) -> RequestSpec:

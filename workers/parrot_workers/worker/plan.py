@@ -15,13 +15,17 @@ class Plan:
     """Hints beside an assignment. Hints never decide correctness, so what cannot be read counts as absent.
 
     ``rank``: lower starts earlier. ``prefix``: digests of the prompt's variable boundaries, shortest first, by which
-    the scheduler recognises what an engine has in its cache.
+    the scheduler recognises what an engine has in its cache. ``group``: the task group of which ``group_size`` members
+    were sent to this engine at once. ``flight``: the digest that equal deterministic requests
+    have in common; empty if it is to run by itself; None if the scheduler does not say.
     """
 
     rank: float = 0.0
     objective: ObjectiveKind = ObjectiveKind.LATENCY
     prefix: tuple[str, ...] = ()
     group: str = ""
+    group_size: int = 0
+    flight: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -32,12 +36,14 @@ class Plan:
             return cls()
         if not isinstance(data, dict):
             return cls()
-        rank, prefix = data.get("rank", 0.0), data.get("prefix", ())
+        rank, prefix, size = data.get("rank", 0.0), data.get("prefix", ()), data.get("group_size", 0)
         return cls(
             rank=float(rank) if isinstance(rank, int | float) else 0.0,
             objective=objective_kind(data.get("objective")),
             prefix=tuple(map(str, prefix)) if isinstance(prefix, list) else (),
             group=str(data.get("group", "")),
+            group_size=size if isinstance(size, int) else 0,
+            flight=str(data["flight"]) if "flight" in data else None,
         )
 
 

@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 import threading
 
-from parrot_mq.messages import RequestSpec
+from parrot_mq.messages import ObjectiveKind, RequestSpec
 from parrot_mq.store.emission import Emission
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.records import Claim
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.worker.plan import Plan
+from parrot_workers.worker.transcript import Transcript
 
 
 def sequence_id(request: str, fence: str) -> str:
@@ -23,8 +24,8 @@ def sequence_id(request: str, fence: str) -> str:
 class Run:
     """One attempt of one request; owned by the worker's event loop.
 
-    Output is kept from the first token on, because somebody may ask for a stream late. Times are in seconds of the
-    monotonic clock.
+    Its output is kept from the first token on, because somebody may ask for a stream late; runs that share a sequence
+    share its transcript, and each has its own place in it. Times are in seconds of the monotonic clock.
     """
 
     claim: Claim
@@ -39,15 +40,21 @@ class Run:
     stream_due_s: float = 0.0
     """When its next piece may be written, in seconds of the event loop's clock."""
     in_engine: bool = True
-    """Whether it occupies one of the engine's slots, or is about to."""
+    """Whether it waits for what the engine says, alone or with others."""
     dropped: bool = False
     """It is not ours any more: nothing of it may be written."""
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    text: list[str] = dataclasses.field(default_factory=list)
-    num_replayed: int = 0
-    """Published tokens that the engine has said again."""
-    num_emitted: int = 0
-    """Tokens of ``token_ids`` that were streamed."""
+    outcome: SequenceOutput | None = None
+    """The engine's last word."""
+    shared: bool = False
+    """It ended with an output whose tokens were computed for another run."""
+    objective: ObjectiveKind = dataclasses.field(init=False)
+    transcript: Transcript = dataclasses.field(default_factory=Transcript)
+    num_streamed_tokens: int = 0
+    num_streamed_steps: int = 0
+    """How far in the transcript its stream has come."""
+
+    def __post_init__(self) -> None:
+        self.objective = self.plan.objective
 
     @property
     def id(self) -> str:
@@ -69,26 +76,18 @@ class Run:
         if self.answered is not None:
             await self.answered
 
-    def add(self, output: SequenceOutput) -> None:
-        """Keep what a step produced.
-
-        An engine begins with the tokens that it was forced to take, in one output of their own, with the text that
-        was certain after them: readers have both already.
-        """
-        again = min(len(output.token_ids), len(self.claim.published_ids) - self.num_replayed)
-        self.num_replayed += again
-        self.token_ids.extend(output.token_ids[again:])
-        if output.text and not again:
-            self.text.append(output.text)
-
     def take_piece(self) -> Emission | None:
-        """Return what has not been streamed yet and count it as streamed; None if there is nothing."""
-        ids, text = tuple(self.token_ids[self.num_emitted :]), "".join(self.text)
+        """Return what has not been streamed yet and count it as streamed; None if there is nothing.
+
+        Tokens that an earlier attempt published, and the text that was certain after them, are with the readers.
+        """
+        num_published = len(self.claim.published_ids)
+        offset = max(self.num_streamed_tokens, num_published)
+        first = max(self.num_streamed_steps, self.transcript.steps_to(num_published))
+        ids, text = tuple(self.transcript.token_ids[offset:]), "".join(self.transcript.pieces[first:])
         if not ids and not text:
             return None
-        offset = len(self.claim.published_ids) + self.num_emitted
-        self.num_emitted += len(ids)
-        self.text.clear()
+        self.num_streamed_tokens, self.num_streamed_steps = offset + len(ids), len(self.transcript.pieces)
         return Emission(*self.pair, offset, ids, text)
 
 

@@ -13,11 +13,14 @@ from parrot_mq.store.records import Assignment, Claim, Control
 from parrot_workers.engine.port import SequenceOutput
 from parrot_workers.worker.claimer import Claimer
 from parrot_workers.worker.delivery import Delivery
+from parrot_workers.worker.flights import Flights
 from parrot_workers.worker.hints import KINDS as HINT_KINDS
 from parrot_workers.worker.hints import HintTaker
 from parrot_workers.worker.plan import control_objective
 from parrot_workers.worker.run import Leases, Run
-from parrot_workers.worker.stepper import StepThread
+from parrot_workers.worker.stepper import Stepper
+from parrot_workers.worker.streamed_prefill import StreamedPrefills
+from parrot_workers.worker.submitter import Submitter
 from parrot_workers.worker.table import RunTable
 from parrot_workers.worker.vitals import Vitals
 
@@ -33,26 +36,31 @@ class Runner:
         store: StoreSettings,
         worker: WorkerSettings,
         leases: Leases,
-        stepper: StepThread,
+        stepper: Stepper,
         vitals: Vitals,
     ) -> None:
         self._group = group
-        self._stepper = stepper
         self._vitals = vitals
         self.table = RunTable(leases)
+        self.flights = Flights(stepper, is_on=worker.single_flight)
         self.delivery = Delivery(group, store, worker, lambda: vitals.engine_id, self.drop)
         self.claimer = Claimer(
             worker,
             self.table,
-            stepper,
+            self.flights,
             lambda: vitals.engine_id,
-            lambda: self.delivery.identity,
             self._begin,
             self._confirm,
             self.drop,
             self._reject,
         )
-        self._hints = HintTaker(group, stepper, self.claimer.functions, lambda: self.delivery.identity)
+        self._submitter = Submitter(self.flights, lambda: self.delivery.identity)
+        self.streamed = StreamedPrefills(
+            stepper, self.table, lambda: vitals.engine_id, lambda: vitals.model, lambda: self.delivery.identity
+        )
+        self._hints = HintTaker(
+            group, stepper, self.streamed, self._submitter.functions, lambda: self.delivery.identity
+        )
 
     def receive(self, store: EngineStore, assignments: Sequence[Assignment], controls: Sequence[Control]) -> None:
         """Take what arrived in one partition."""
@@ -64,27 +72,26 @@ class Runner:
                 self._obey(control)
 
     def advance(self, output: SequenceOutput) -> None:
-        """Take what a step did for a sequence. Those that were dropped meanwhile are unknown here."""
-        run = self.table.get(output.id)
-        if run is None or run.dropped or not run.in_engine:
-            return
-        if not run.token_ids:
-            self._vitals.note_prefix(run.plan.prefix)
-        run.add(output)
-        if run.streamed:
-            self.delivery.note(run)
-        if output.finish is not None:
-            self.table.leave_engine(run)
-            self.claimer.wake()
-            self._group.create_task(self._finish(run, output))
+        """Take what a step did for a sequence. Those that nobody wants any more are unknown here."""
+        self.streamed.advance(output)
+        for run in self.flights.advance(output):
+            if len(run.transcript.pieces) == 1:
+                self._vitals.note_prefix(run.plan.prefix)
+            if run.streamed:
+                self.delivery.note(run)
+            if output.finish is not None:
+                run.outcome = output
+                self.table.leave_engine(run)
+                self.claimer.wake()
+                self._group.create_task(self._finish(run, output))
+            self.streamed.note(run.spec.output)
 
     def drop(self, run: Run, reason: str) -> None:
         """Stop acting on a run that is not ours (any more): nothing of it is written from now on."""
         if not run.dropped:
             log.info("request %s is dropped: %s", run.claim.request, reason)
             run.dropped = True
-            if run.in_engine:
-                self._stepper.abort(run.id)
+            self.flights.leave(run)
             self._forget(run)
 
     def lose(self, pairs: Sequence[tuple[str, str]], reason: str) -> None:
@@ -123,7 +130,7 @@ class Runner:
         elif control.kind == "stream":
             self._stream(run)
         elif control.kind == "objective":
-            self._stepper.set_objective(run.id, control_objective(control.text))
+            self.flights.set_objective(run, control_objective(control.text))
         elif control.kind != "drain":
             log.warning("control message of unknown kind %r ignored", control.kind)
 
@@ -133,6 +140,7 @@ class Runner:
         if stale is not None:
             self.drop(stale, "another attempt of it came to the same engine")
         self.table.add(run)
+        self.streamed.note(run.spec.output)
         if run.claim.streamed:
             self._stream(run)
         for control in self.claimer.early(run.id):
@@ -140,7 +148,7 @@ class Runner:
         if run.dropped:
             return
         try:
-            if not self.claimer.submit_at_once(run):
+            if not self._submitter.submit_at_once(run):
                 self._group.create_task(self._submit(run))
         except InvalidRequest as error:
             self._group.create_task(self._fail(run, error, retry=False))
@@ -159,7 +167,8 @@ class Runner:
 
     async def _submit(self, run: Run) -> None:
         try:
-            await self.claimer.submit(run)
+            await self._submitter.submit(run)
+            self.claimer.wake()  # it may have joined another one, and left its slot
         except InvalidRequest as error:
             await self._fail(run, error, retry=False)
         except StoreError as error:
@@ -175,10 +184,12 @@ class Runner:
         self._forget(run)
 
     async def _fail(self, run: Run, error: StepError, *, retry: bool) -> None:
+        self.flights.leave(run)
         self.table.leave_engine(run)
         await self.delivery.fail(run, error, retry=retry)
         self._forget(run)
 
     def _forget(self, run: Run) -> None:
         self.table.remove(run)
+        self.streamed.note(run.spec.output)
         self.claimer.wake()

@@ -17,7 +17,7 @@ from parrot_workers.worker.keeper import Broken, Keeper, KeeperEvent, KeeperPort
 from parrot_workers.worker.receiver import receive_loop
 from parrot_workers.worker.run import Leases
 from parrot_workers.worker.runner import Runner
-from parrot_workers.worker.stepper import Event, Failed, Loaded, Stepped, StepThread
+from parrot_workers.worker.stepper import Event, Failed, Loaded, Stepped, Stepper, StepThread
 from parrot_workers.worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class EngineWorker:
 
     ``open_store`` connects (twice: the keeper has connections of its own); ``make_engine`` builds the engine, in the
     step thread. ``name`` is the model's public name, which requests ask for. With ``threaded_keeper`` off, heartbeats
-    and renewals run on the caller's event loop (simulations).
+    and renewals run on the caller's event loop, and ``make_stepper`` may give the engine another place than a thread
+    (simulations).
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class EngineWorker:
         kind: str,
         settings: WorkerSettings | None = None,
         threaded_keeper: bool = True,
+        make_stepper: Callable[[Callable[[], EnginePort], Callable[[Event], None]], Stepper] = StepThread,
     ) -> None:
         self._open_store = open_store
         self._name = name
         self._kind = kind
         self._settings = settings or WorkerSettings()
         self._threaded_keeper = threaded_keeper
-        self._stepper = StepThread(make_engine, self._threadsafe)
+        self._stepper = make_stepper(make_engine, self._threadsafe)
         self._events: asyncio.Queue[Event | KeeperEvent] = asyncio.Queue()
         self._settled = asyncio.Event()
         """The engine is loaded, or the worker is to end."""
@@ -128,6 +130,7 @@ class EngineWorker:
                 # Flags, not cancellations alone: redis-py on Python 3.11 may swallow one.
                 self._closed.set()
                 self._runner.claimer.end()
+                self._runner.streamed.close()
                 self._runner.drop_all("the worker ends")
                 consumer.cancel()
 
@@ -162,6 +165,7 @@ class EngineWorker:
         runner = self._runner
         log.info("engine %s drains: %d run, %d wait", self.engine_id, len(runner.table), len(runner.claimer.backlog))
         self._vitals.become(EngineState.DRAINING)
+        runner.streamed.close()
         await self._briefly(self._keeper.beat(), "say that it drains")
         await runner.claimer.close()
         await self._until_quiet(0.0 if self._hurried else self._settings.drain_timeout_s)
@@ -176,7 +180,7 @@ class EngineWorker:
         self._patience = None
 
     async def _farewell(self) -> None:
-        self.hung = not await asyncio.to_thread(self._stepper.close, FAREWELL_S)
+        self.hung = not await self._stepper.end(FAREWELL_S)
         await self._briefly(self._keeper.leave(self.engine_id), "deregister")
         await self._keeper.close()
 
@@ -220,6 +224,7 @@ class EngineWorker:
     def _load(self, spec: EngineSpec) -> None:
         self._vitals.loaded(spec)
         self._runner.claimer.capacity = spec.max_num_seqs
+        self._runner.streamed.block_size = spec.block_size
         if spec.tokenizer_digest:
             self._runner.delivery.identity = f"{spec.model}@{spec.tokenizer_digest}"
         self._settled.set()

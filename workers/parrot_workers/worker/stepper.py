@@ -1,7 +1,9 @@
-"""The thread that owns the engine: it alone makes, steps and closes it."""
+"""What owns an engine: it alone makes, steps and closes it. A thread does so here, a simulation has a task for it."""
 
 from __future__ import annotations
 
+import abc
+import asyncio
 import contextlib
 import dataclasses
 import queue
@@ -60,37 +62,41 @@ Event = Loaded | Stepped | Failed
 Command = Callable[[EnginePort], None]
 
 
-class StepThread:
-    """Runs an engine in a thread of its own.
+class Stepper(abc.ABC):
+    """Takes commands to an engine and runs it, somewhere.
 
-    ``make`` builds it there (loading weights may take minutes). ``deliver`` is called in this thread with each event
-    and must hand it on without waiting; whoever handles the event calls ``taken``, and an engine that is
-    ``MAX_UNREAD_EVENTS`` ahead waits. Commands need no bound of their own: there are at most one ``add`` and one
-    ``abort`` for each claim, and claims are bounded by the engine's capacity; hints come from the scheduler alone, and
-    are done with before the next step.
+    ``stats`` is the engine's newest snapshot, None before the first step; read from any thread. Whoever handles an
+    event calls ``taken``.
     """
 
-    def __init__(self, make: Callable[[], EnginePort], deliver: Callable[[Event], None]) -> None:
-        self._make = make
-        self._deliver = deliver
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._unread = threading.Semaphore(MAX_UNREAD_EVENTS)
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="engine-step", daemon=True)
+    def __init__(self) -> None:
         self.stats: EngineStats | None = None
-        """The newest snapshot, None before the first step; read from any thread."""
+        self.takes_hints = False
+        """Whether hints come to anything with this engine; known once it is loaded."""
 
+    @abc.abstractmethod
     def start(self) -> None:
         """Begin to build the engine."""
-        self._thread.start()
+
+    @abc.abstractmethod
+    def taken(self) -> None:
+        """Say that an event has been handled."""
+
+    @abc.abstractmethod
+    async def end(self, timeout_s: float) -> bool:
+        """End after the current step and close the engine; False if that takes longer than ``timeout_s``."""
+
+    @abc.abstractmethod
+    def _put(self, command: Command) -> None:
+        """Have ``command`` carried out before the engine's next step."""
 
     def add(self, sequence: SequenceInput) -> None:
         """Queue a sequence in the engine, before its next step."""
-        self._commands.put(lambda engine: engine.add(sequence))
+        self._put(lambda engine: engine.add(sequence))
 
     def abort(self, sequence_id: str) -> None:
         """End a sequence before the engine's next step."""
-        self._commands.put(lambda engine: engine.abort(sequence_id))
+        self._put(lambda engine: engine.abort(sequence_id))
 
     def set_objective(self, sequence_id: str, objective: ObjectiveKind) -> None:
         """Pass another objective on, if the engine can use it."""
@@ -99,7 +105,7 @@ class StepThread:
             if isinstance(engine, Reprioritises):
                 engine.set_objective(sequence_id, objective)
 
-        self._commands.put(run)
+        self._put(run)
 
     def prefill(self, sequence: SequenceInput) -> None:
         """Pass on that a prompt is worth computing ahead, if the engine can use it."""
@@ -118,11 +124,38 @@ class StepThread:
             if isinstance(engine, TakesHints):
                 give(engine)
 
-        self._commands.put(run)
+        self._put(run)
+
+
+class StepThread(Stepper):
+    """Runs an engine in a thread of its own.
+
+    ``make`` builds it there (loading weights may take minutes). ``deliver`` is called in this thread with each event
+    and must hand it on without waiting; an engine that is ``MAX_UNREAD_EVENTS`` ahead of those who take them waits.
+    Commands need no bound of their own: there are at most one ``add`` and one ``abort`` for each claim, and claims are
+    bounded by the engine's capacity; hints come from the scheduler alone, and are done with before the next step.
+    """
+
+    def __init__(self, make: Callable[[], EnginePort], deliver: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._make = make
+        self._deliver = deliver
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._unread = threading.Semaphore(MAX_UNREAD_EVENTS)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="engine-step", daemon=True)
+
+    def start(self) -> None:
+        """Begin to build the engine."""
+        self._thread.start()
 
     def taken(self) -> None:
         """Say that an event has been handled."""
         self._unread.release()
+
+    async def end(self, timeout_s: float) -> bool:
+        """``close``, without holding the event loop up."""
+        return await asyncio.to_thread(self.close, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
         """End the thread after its current step and close the engine; False if that takes longer than ``timeout_s``."""
@@ -132,6 +165,9 @@ class StepThread:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _put(self, command: Command) -> None:
+        self._commands.put(command)
+
     def _main(self) -> None:
         try:
             engine = self._make()
@@ -140,6 +176,7 @@ class StepThread:
             return
         try:
             with contextlib.closing(engine):
+                self.takes_hints = isinstance(engine, TakesHints)
                 self._post(Loaded(engine.spec))
                 while self._obey(engine):
                     outputs = engine.step()

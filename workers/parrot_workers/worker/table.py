@@ -9,12 +9,13 @@ from parrot_workers.worker.run import Leases, Run
 
 
 class RunTable:
-    """The runs, by attempt and by request; their leases are kept in step. Owned by the worker's event loop."""
+    """The runs, by attempt, request and output; their leases are kept in step. Owned by the worker's event loop."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._runs: dict[str, Run] = {}
         self._by_request: dict[str, Run] = {}
+        self._by_output: dict[str, Run] = {}
         self._changed = asyncio.Event()
         self.num_in_engine = 0
 
@@ -35,10 +36,15 @@ class RunTable:
         """Return the run of a request."""
         return self._by_request.get(request)
 
+    def of_output(self, variable: str) -> Run | None:
+        """Return the run that makes a variable."""
+        return self._by_output.get(variable)
+
     def add(self, run: Run) -> None:
         """Add a run and, once it is claimed, have its lease renewed."""
         self._runs[run.id] = run
         self._by_request[run.claim.request] = run
+        self._by_output[run.spec.output] = run
         self.num_in_engine += 1
         if run.is_claimed:
             self.hold(run)
@@ -62,6 +68,8 @@ class RunTable:
             self._leases.drop(run.pair)
             if self._by_request.get(run.claim.request) is run:
                 del self._by_request[run.claim.request]
+            if self._by_output.get(run.spec.output) is run:
+                del self._by_output[run.spec.output]
             self._changed.set()
 
     async def empty(self) -> None:

@@ -49,6 +49,11 @@ class Vitals:
         return self._record.id
 
     @property
+    def model(self) -> str:
+        """The model's public name, which requests ask for."""
+        return self._record.model
+
+    @property
     def state(self) -> EngineState:
         """Its state."""
         return self._record.state
@@ -101,6 +106,7 @@ class Vitals:
                 num_waiting=stats.num_waiting + self._backlog(),
                 num_blocks=stats.num_blocks,
                 num_free_blocks=stats.num_free_blocks,
+                cost=stats.cost or record.cost,
                 tokens_per_s=round(self._tokens_per_s, 2),
             )
 
