@@ -27,15 +27,14 @@ BACKGROUND = (
 STREAMED = SchedulerSettings(lane_credits=0)
 EAGER = dataclasses.replace(STREAMED, streamed_prefill=False)
 OFF = dataclasses.replace(EAGER, eager_prefill=False, retain_prefixes=False)
-EXACT = {"temperature": 0.0, "ignore_eos": True}
 
 
 @P.semantic_function
-def talk(topic: P.Input, words: P.Output = P.output(max_tokens=60, **EXACT)):
+def talk(topic: P.Input, words: P.Output = P.output(max_tokens=60, temperature=0.0, ignore_eos=True)):
     """Talk about {{topic}}:{{words}}"""
 
 
-def _minutes(words: P.Input, minutes: P.Output = P.output(max_tokens=12, **EXACT)) -> None: ...
+def _minutes(words: P.Input, minutes: P.Output = P.output(max_tokens=12, temperature=0.0, ignore_eos=True)) -> None: ...
 
 
 _minutes.__doc__ = BACKGROUND + "They said: {{words}} In short:{{minutes}}"
@@ -95,7 +94,7 @@ async def run(
 
     def make() -> EnginePort:
         engines.append(Watched(make_engine()))
-        return engines[0]  # type: ignore[return-value]
+        return engines[0]
 
     async with await open_store() as store, await open_store() as its_store, working(open_store, make):
         scheduler = Scheduler(its_store, settings)
