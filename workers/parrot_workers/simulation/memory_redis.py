@@ -23,7 +23,7 @@ from parrot_workers.simulation.wire import Loss, Wire
 try:
     import fakeredis
     import lupa  # noqa: F401 - fakeredis runs the scripts with it
-    from fakeredis._helpers import NoResponse
+    from fakeredis._helpers import NoResponse, SimpleError
     from fakeredis.aioredis import AsyncFakeSocket, FakeAsyncRedisConnection, FakeReader, FakeWriter
 except ImportError:
     raise ConfigError("a simulation needs fakeredis with Lua: pip install 'parrot-mq[sim]'") from None
@@ -59,8 +59,11 @@ class _Socket(AsyncFakeSocket):
         return super().xread(*args)
 
     def xreadgroup(self, *args: bytes) -> Any:
-        """XREADGROUP, its keys noted."""
+        """XREADGROUP, its keys noted; where the stream is gone it answers as Redis does."""
         self._keys = _streams(args)
+        for key in self._keys:
+            if key not in self._db:
+                raise SimpleError(f"NOGROUP No such key '{key.decode()}' or consumer group in XREADGROUP")
         return super().xreadgroup(*args)
 
     def _get_server_runtime(self, server: Any) -> Any:
