@@ -70,11 +70,15 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Point:
-    """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick."""
+    """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick.
+
+    ``features`` are switched off in turn here; None: the experiment's, if it is quick.
+    """
 
     label: str
     values: dict[str, Any]
     quick: bool = False
+    features: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Experiment:
     """A workload of the reference.
 
     ``profile`` and ``num_engines`` are the simulated engines; ``shape`` is a typical request, which a latency-centric
-    capacity is computed for. ``features`` are switched off in turn, at the points that are quick; ``quick_values`` make
-    those smaller with --quick. ``run`` runs a point: a bench, and the point's values by name.
+    capacity is computed for. ``features`` are switched off in turn, at the points that are quick and say nothing else;
+    ``quick_values`` make those smaller with --quick. ``run`` runs a point: a bench, and the point's values by name.
     """
 
     name: str

@@ -112,10 +112,10 @@ GPTS_SERVING = Experiment(
 CHAT_LIMIT = 2048
 MAP_REDUCE_GAPS_S = (0.0, 0.5, 0.5, 10.0, 0.5, 0.5, 10.0, 0.5, 0.5)
 """Between the nine map-reduce applications."""
-NUM_CHATS = 40
+NUM_CHATS, NUM_APPLICATIONS = 40, len(MAP_REDUCE_GAPS_S)
 
 
-async def run_mixed(bench: Bench, *, chats: int, applications: int) -> Outcome:
+async def run_mixed(bench: Bench, *, chats: int, applications: int, one_document: bool = False) -> Outcome:
     """40 chats, one a second, beside nine map-reduce applications, on four engines; seconds of a map-reduce.
 
     Chats ask for latency and read their answer as it comes, map-reduces ask for throughput. Also each kind alone.
@@ -132,10 +132,10 @@ async def run_mixed(bench: Bench, *, chats: int, applications: int) -> Outcome:
         for number, sizes in enumerate(lengths)
     ]
     starts = [sum(MAP_REDUCE_GAPS_S[: number + 1]) / bench.scale.rate for number in range(applications)]
-    # Nine different documents of the length of the reference's: it sends the same one nine times.
-    documents = [map_reduce(bench, _document(bench, number), 50) for number in range(bench.scale.count(applications))][
-        :applications
-    ]
+    documents = [
+        map_reduce(bench, _document(bench, 0 if one_document else number), 50)
+        for number in range(bench.scale.count(applications))
+    ][:applications]
     working = [
         after(start, bench.driver.run(f"document {number}", application, P.THROUGHPUT))
         for number, (start, application) in enumerate(zip(starts, documents, strict=False))
@@ -153,9 +153,14 @@ MIXED = Experiment(
     baselines=("latency", "latency+cache", "throughput", "throughput+cache"),
     features=("deduce_objectives", "task_groups", "sibling_admission", "prefix_affinity"),
     points=(
-        Point("both", {"chats": NUM_CHATS, "applications": len(MAP_REDUCE_GAPS_S)}, quick=True),
-        Point("chats alone", {"chats": NUM_CHATS, "applications": 0}, quick=True),
-        Point("map-reduce alone", {"chats": 0, "applications": len(MAP_REDUCE_GAPS_S)}, quick=True),
+        Point("both", {"chats": NUM_CHATS, "applications": NUM_APPLICATIONS}, quick=True),
+        Point("chats alone", {"chats": NUM_CHATS, "applications": 0}, quick=True, features=()),
+        Point("map-reduce alone", {"chats": 0, "applications": NUM_APPLICATIONS}, quick=True, features=()),
+        Point(
+            "both, one document",
+            {"chats": NUM_CHATS, "applications": NUM_APPLICATIONS, "one_document": True},
+            features=("single_flight",),
+        ),
     ),
     run=run_mixed,
 )
