@@ -19,13 +19,19 @@ from parrot_mq.messages import (
     ObjectiveKind,
     RequestState,
 )
-from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Placement, Reason
 from parrot_mq.scheduler.policy.order import MAX_SHIFT_MS
 from tests.scheduler.support import QUICK, add, core_with, engine, share
 
-OBJECTIVES = [None, LATENCY, THROUGHPUT, TPOT, Objective(ObjectiveKind.TPOT, 20), Objective(ObjectiveKind.DEADLINE, 0, 9)]
+OBJECTIVES = [
+    None,
+    LATENCY,
+    THROUGHPUT,
+    TPOT,
+    Objective(ObjectiveKind.TPOT, 20),
+    Objective(ObjectiveKind.DEADLINE, 0, 9),
+]
 STEP_MS = 50.0
 
 
