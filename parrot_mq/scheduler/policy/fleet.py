@@ -162,7 +162,7 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
-        need = node.prompt_tokens + node.output_tokens
+        need = node.prompt_tokens + node.reserved_tokens
         if not pool.headroom or -pool.headroom.first(1)[0][0] < need:
             return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4

@@ -152,8 +152,7 @@ class EngineLoad:
             return False
         if not books.charges:
             return True
-        tokens = node.prompt_tokens + node.output_tokens
-        if not self._fits(node, cached):
+        if not self._has_memory_for(node, cached):
             return False
         objective, bound_ms = node.objective, self._bound_ms
         kind = objective.kind if objective is not None else None
@@ -163,31 +162,32 @@ class EngineLoad:
                 bound_ms = own_ms
         elif kind is ObjectiveKind.THROUGHPUT and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
             return False
-        return not bound_ms or tokens - record.cost.shared_saving * shared <= self._tokens_within(bound_ms)
+        tokens = node.prompt_tokens + node.output_tokens - record.cost.shared_saving * shared
+        return not bound_ms or tokens <= self._tokens_within(bound_ms)
+
+    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
+        """Whether the KV memory that is left takes ``node`` in."""
+        return self._has_memory_for(node, self.cached_tokens(node, now_ms))
+
+    def _has_memory_for(self, node: RequestNode, cached: int) -> bool:
+        return node.prompt_tokens - cached + node.reserved_tokens <= self._kv_free_tokens
 
     def paced_until_ms(self, now_ms: float) -> float:
         """Until when throughput work is held off here for the sake of urgent requests; ``now_ms`` if it is not."""
-        books = self._books
-        if not books.num_urgent:
+        books, record = self._books, self.record
+        if not books.num_urgent or record is None:
             return now_ms
-        burst_ms = books.urgent_tokens / books.num_urgent * self._step_ms
+        alone_ms = record.cost.decode_step_ms(books.num_urgent, books.urgent_context)
+        burst_ms = books.urgent_tokens / books.num_urgent * alone_ms
         return max(now_ms, self._pacing.opens_ms(burst_ms))
 
     # Predictions ------------------------------------------------------------------------------------------------------
 
-    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
-        """Whether the KV memory that is left takes ``node`` in."""
-        return self._fits(node, self.cached_tokens(node, now_ms))
-
-    def _fits(self, node: RequestNode, cached: int) -> bool:
-        return node.prompt_tokens + node.reserved_tokens - cached <= self._kv_free_tokens
-
     def cached_tokens(self, node: RequestNode, now_ms: float) -> int:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
-        prefix = node.prefix
-        if not prefix or not self._affinity:
+        if not self._affinity:
             return 0
-        cached = self._residency.cached_tokens(prefix, now_ms)
+        cached = self._residency.cached_tokens(node.prefix, now_ms) if node.prefix else 0
         if node.planned_engine == self.id:
             return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached

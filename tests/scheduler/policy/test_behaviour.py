@@ -18,8 +18,8 @@ A100 = CostModel(0.1, 20.0, 0.2, 0.003)
 """Like a 13B model on such a GPU."""
 
 
-def a100(name: str, **fields: object) -> EngineRecord:
-    return engine(name, slots=64, cost=A100, num_blocks=4000, **fields)
+def a100(name: str, resident: tuple[str, ...] = ()) -> EngineRecord:
+    return engine(name, slots=64, cost=A100, num_blocks=4000, resident=resident)
 
 
 def ask(core: Core, name: str, objective: Objective | None, *prefix: tuple[str, int], output: int = 100) -> RequestNode:
@@ -193,7 +193,7 @@ def test_a_hot_prefix_does_not_pile_up_on_one_engine() -> None:
 def test_a_planned_engine_counts_as_holding_the_prefix() -> None:
     core = core_with(a100("e0"), a100("e1"))
     node = ask(core, "x", LATENCY, ("system", 2000), ("whole", 2050))
-    node.planned_engine = "e1"
+    node.planned_engine, node.planned_tokens = "e1", 2000
     (placement,) = core.decide(0.0).placements
     assert (placement.engine.id, placement.reason) == ("e1", Reason.RESIDENT)
 

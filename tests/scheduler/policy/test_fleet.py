@@ -74,7 +74,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.fleet.load_of(engine_id).update(dataclasses.replace(record, state=state))
         self.reported[engine_id] = frozenset(resident)
 
-    @precondition(lambda self: len(self.fleet))
+    @precondition(lambda self: bool(self.fleet))
     @rule(data=st.data())
     def vanish(self, data: st.DataObject) -> None:
         engine_id = data.draw(st.sampled_from(sorted(self.fleet)))
@@ -86,12 +86,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.running = {i: e for i, e in self.running.items() if e != engine_id}
         self.assigned = {key: at for key, at in self.assigned.items() if key[0] != engine_id}
 
-    @precondition(lambda self: len(self.fleet))
+    @precondition(lambda self: bool(self.fleet))
     @rule(data=st.data())
     def suspend(self, data: st.DataObject) -> None:
         self.fleet[data.draw(st.sampled_from(sorted(self.fleet)))].suspended = True
 
-    @precondition(lambda self: len(self.fleet))
+    @precondition(lambda self: bool(self.fleet))
     @rule(
         data=st.data(),
         prompt=st.integers(0, 400),
@@ -108,14 +108,14 @@ class FleetMachine(RuleBasedStateMachine):
         for digest, _ in node.prefix:
             self.assigned[load.id, digest] = self.now_ms
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: bool(self.running))
     @rule(data=st.data(), objective=st.sampled_from(OBJECTIVES))
     def restate(self, data: st.DataObject, objective: Objective | None) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.running)))
         node = request(request_id.removeprefix("0-r-"), objective=objective)
         self.fleet[self.running[request_id]].restate(node)
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: bool(self.running))
     @rule(data=st.data())
     def discharge(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.running)))

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from random import Random
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parrot_mq.messages import (
@@ -46,6 +46,8 @@ class Service:
         self.dispatched: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.now_ms = 0.0
+        self.trouble = 60
+        """How much goes wrong before all is well: for ever, nothing would be done."""
 
     def decide(self) -> list[Placement]:
         placements = list(self.core.decide(self.now_ms).placements)
@@ -95,9 +97,10 @@ class Service:
         self.now_ms += STEP_MS
         placements = self.decide()
         running, event = self.running(), self.random.random()
-        if placements and event < 0.1:
+        self.trouble -= event < 0.15
+        if self.trouble > 0 and placements and event < 0.1:
             self.refuse(self.random.choice(placements).request)
-        elif event < 0.15 and len(self.alive) > 1:
+        elif self.trouble > 0 and event < 0.15 and len(self.alive) > 1:
             self.lose(self.random.choice(sorted(self.alive)))
         elif event < 0.25:
             self.alive.add(self.random.choice(sorted(self.records)))
@@ -127,13 +130,13 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(requests, min_size=1, max_size=40), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(requests, min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 10**9))
 def test_every_ready_request_of_any_graph_is_dispatched_once(
-    graph: list[tuple[str, int, Objective | None, str, str, list[int]]], slots: int, random: Random
+    graph: list[tuple[str, int, Objective | None, str, str, list[int]]], slots: int, seed: int
 ) -> None:
     """Exactly once, unless the store refused it or its engine was lost, and then once more for each time."""
-    service = Service(random, fleet(slots))
+    service = Service(Random(seed), fleet(slots))
     core = service.core
     for n, (model, output, objective, prefix, tenant, inputs) in enumerate(graph):
         names = sorted({f"t{i % n}" for i in inputs}) if n else []
@@ -142,7 +145,7 @@ def test_every_ready_request_of_any_graph_is_dispatched_once(
             share(core, node, (prefix, 100))
         if objective is not None:
             core.want(f"0-v-t{n}", objective)
-    for _ in range(60 * len(graph) + 400):
+    for _ in range(100 * len(graph) + 1000):
         if not core.graph.requests:
             break
         service.turn()
@@ -172,7 +175,7 @@ def test_a_large_request_starts_when_what_its_engine_ran_is_done(
     for _ in range(60):
         small()
     service.decide()
-    large = add(core, "large", at_ms=0, sampling={"max_tokens": 600})
+    large = add(core, "large", at_ms=-30_000, sampling={"max_tokens": 600})
     if objective is not None:
         core.want("0-v-large", objective)
     at_front = large.key_ms
