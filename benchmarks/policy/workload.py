@@ -32,8 +32,12 @@ GROUP = 16
 NUM_TENANTS = 16
 NUM_FUNCTIONS = 200
 SLOTS = 32
-KV_BLOCKS = 3000
-HARDWARE = (CostModel(0.1, 15.0, 0.1, 0.0005), CostModel(0.05, 8.0, 0.05, 0.0003), CostModel(0.2, 25.0, 0.2, 0.001))
+HARDWARE = (
+    (CostModel(0.1, 15.0, 0.1, 0.0005), 3_000),
+    (CostModel(0.05, 8.0, 0.05, 0.0003), 8_000),
+    (CostModel(0.2, 25.0, 0.2, 0.001), 2_000),
+)
+"""Costs and KV blocks: memory is what limits the third kind, slots the second, and either the first."""
 OBJECTIVES = (LATENCY, TPOT, Objective(ObjectiveKind.TPOT, value_ms=60), THROUGHPUT, THROUGHPUT, None)
 
 
@@ -47,12 +51,12 @@ class World:
         self.now_ms = 0.0
         self.num_decisions = 0
         self.num_plans = 0
-        self._records = {
-            f"e{n}": EngineRecord(
-                f"e{n}", "sim", MODEL, EngineState.READY, SLOTS, num_blocks=KV_BLOCKS, cost=HARDWARE[n % len(HARDWARE)]
+        self._records: dict[str, EngineRecord | None] = {}
+        for n in range(num_engines):
+            cost, num_blocks = HARDWARE[n % len(HARDWARE)]
+            self._records[f"e{n}"] = EngineRecord(
+                f"e{n}", "sim", MODEL, EngineState.READY, SLOTS, num_blocks=num_blocks, cost=cost
             )
-            for n in range(num_engines)
-        }
         self._next_poll_ms = 0.0
         self._running: list[tuple[float, int, RequestNode]] = []
         self._left: dict[TaskGroup, list[RequestNode]] = {}

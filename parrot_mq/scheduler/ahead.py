@@ -35,6 +35,9 @@ class Ahead:
     Memory is proportional to the unfinished requests that were not dispatched when they were last looked at.
     """
 
+    image_without = ("wake",)
+    wake: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(
         self,
         settings: SchedulerSettings,
@@ -50,9 +53,8 @@ class Ahead:
         self._graph = graph
         self._engines = engines
         self._templates = templates
-        self.wake: Callable[[], None] = _nobody
         self._shelves = Shelves(
-            graph, engines, templates, duration_ms, self._look_at, lambda: self.wake(), retains=settings.retain_prefixes
+            graph, engines, templates, duration_ms, self._look_at, self._wake, retains=settings.retain_prefixes
         )
         self._waits: dict[str, Waiting] = {}
         self._prefixes: dict[str, Prefix] = {}
@@ -165,6 +167,9 @@ class Ahead:
             if self._graph.requests.get(node.id) is node and not node.engine:
                 self._settle(node)
         return bool(self._dirty)
+
+    def _wake(self) -> None:
+        self.wake()
 
     def _look_at(self, node: RequestNode) -> None:
         if not self._dirty:
@@ -307,7 +312,3 @@ class Ahead:
             for wait in prefix.members.values():
                 if wait.node is not reader:
                     self._look_at(wait.node)
-
-
-def _nobody() -> None:
-    """Nobody waits for work."""

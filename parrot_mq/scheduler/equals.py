@@ -38,7 +38,7 @@ class Equals:
 
     def head(self, node: RequestNode) -> RequestNode | None:
         """Return the request in the ready queue that ``node`` is served with: itself, or an equal one."""
-        return node if node in self._ready else self.flights.head(node)
+        return node if node in self._ready else self.flights.stands_for(node)
 
     @property
     def is_idle(self) -> bool:

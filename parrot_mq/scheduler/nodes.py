@@ -95,6 +95,8 @@ class RequestNode:
     """While it waits: the engine that its prompt's beginning is prepared on; its prefix counts as resident there."""
     planned_tokens: int = 0
     """How much of it: tokens of the prompt that are computed, or kept, there."""
+    kept_engine: str = ""
+    """While no engine admits it: the engine that is kept free for it."""
     before_ms: float = 0.0
     """Expected time along the graph until it can start, from the submit of what it depends on."""
     remaining_ms: float = 0.0

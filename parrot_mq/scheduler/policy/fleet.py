@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.load import EngineLoad, is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.ranking import Ranking
 from parrot_mq.scheduler.policy.residency import Holders
 
@@ -15,9 +17,13 @@ MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
 SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
-NUM_BEST = 4
+NUM_BEST = 3
 """Engines of a ranking that a request is compared on."""
-NUM_HOLDERS = 4
+MAX_DRIFT = 0.1
+"""An engine is not ranked anew for a backlog of prompts that makes up less of its score: it is soon gone."""
+NUM_SEEN = 4
+"""So many times as many are looked at for some with enough headroom."""
+NUM_HOLDERS = 3
 """Holders of its prefix that it is compared on besides."""
 
 
@@ -59,9 +65,9 @@ class Fleet(Mapping[str, EngineLoad]):
 
     Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.score_ms``,
     which has wait, step and harm in it), apart for short and long outputs, and by what they have room for. An engine is
-    ranked anew after it has changed, when its prompts are prefilled, and when its pace beside urgent requests allows
-    throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm of the
-    number of engines, and exact predictions are made for candidates only.
+    ranked anew after it has changed, when a backlog of prompts is prefilled, and when its pace beside urgent requests
+    allows throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm
+    of the number of engines, and exact predictions are made for candidates only.
     """
 
     def __init__(self, queue_depth_steps: float = 2.0, *, affinity: bool = True) -> None:
@@ -71,8 +77,10 @@ class Fleet(Mapping[str, EngineLoad]):
         self._holders = Holders()
         self._dirty: dict[str, None] = {}
         self._due = Ranking()
+        self._next_due_ms = math.inf
         self._ranked: dict[str, tuple[str, Standing]] = {}
         """The engines with room: under which model and standing they are ranked."""
+        self._open: set[str] = set()
         self._pools: dict[str, _Pool] = {}
         """Per model that is served, and "" for all engines once a request takes any."""
 
@@ -123,12 +131,19 @@ class Fleet(Mapping[str, EngineLoad]):
     def open_models(self, now_ms: float, kept: Collection[str] = ()) -> set[str]:
         """Return the models with an engine that has room and is not one of ``kept``; with ``""`` if there is any."""
         self._refresh(now_ms)
-        found = {model for model in self._pools if model and self._has_open(model, kept)}
+        if not kept:
+            return self._open
+        found = {model for model in self._open if model and self._has_open(model, kept)}
         return found | {""} if found else found
 
     def _has_open(self, model: str, kept: Collection[str]) -> bool:
         headroom = self._pools[model].headroom
         return len(headroom) > sum(engine_id in headroom for engine_id in kept)
+
+    def is_open(self, engine_id: str, model: str, kept: Collection[str] = ()) -> bool:
+        """Whether an engine has room, serves ``model`` and is not one of ``kept``."""
+        ranked = self._ranked.get(engine_id)
+        return ranked is not None and (not model or ranked[0] == model) and engine_id not in kept
 
     def candidates(
         self, node: RequestNode, now_ms: float, kept: Collection[str] = (), count: int = NUM_BEST
@@ -137,22 +152,36 @@ class Fleet(Mapping[str, EngineLoad]):
 
         They are the ``count`` best by rank, as many of those with promises to keep, some that hold its longest prefix,
         the engine of its task group and the one that it was planned for. Those held off for throughput work are among
-        them only for other work.
+        them only for other work. Where the whole request fits nowhere, only those that hold a part of it are.
         """
         self._refresh(now_ms)
-        pool = self._pool(node.model, now_ms)
-        size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
-        open_ = pool.scores[Standing.FREE][size].first(count + len(kept))
-        paced = pool.scores[Standing.PACED][size]
-        if paced and not is_throughput(node):
-            open_ = sorted(open_ + paced.first(count + len(kept)))
-        names = [name for _, name in open_ if name not in kept][:count]
-        if promised := pool.scores[Standing.PROMISED][size]:
-            names += [name for _, name in promised.first(count + len(kept)) if name not in kept][:count]
-        found = dict.fromkeys(names)
+        found = dict.fromkeys(self._ranked_best(node, now_ms, kept, count))
         for name in self._attracting(node, kept):
             found[name] = None
         return [self._loads[name] for name in found]
+
+    def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
+        pool = self._pool(node.model, now_ms)
+        need = node.prompt_tokens + node.output_tokens
+        if not pool.headroom or -pool.headroom.first(1)[0][0] < need:
+            return []
+        size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
+        wanted = NUM_SEEN * count + len(kept)
+        best = pool.scores[Standing.FREE][size].first(wanted)
+        paced = pool.scores[Standing.PACED][size]
+        if paced and not is_throughput(node):
+            best = sorted(best + paced.first(wanted)) if best else paced.first(wanted)
+        promised = pool.scores[Standing.PROMISED][size]
+        names = []
+        for ranked in (best, promised.first(wanted) if promised else ()):
+            left = count
+            for _, name in ranked:
+                if -pool.headroom.key(name) >= need and name not in kept:
+                    names.append(name)
+                    left -= 1
+                    if not left:
+                        break
+        return names
 
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
         """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
@@ -167,28 +196,20 @@ class Fleet(Mapping[str, EngineLoad]):
         self._refresh(now_ms)
         return bool(self._pool(model, now_ms).scores[Standing.PACED][0])
 
-    def _attracting(self, node: RequestNode, kept: Collection[str]) -> Iterator[str]:
+    def _attracting(self, node: RequestNode, kept: Collection[str]) -> list[str]:
         model = node.model
-        group = node.group.engine if node.group is not None else ""
-        for engine_id in (group, node.planned_engine):
-            if engine_id and self._is_open(engine_id, model, kept):
-                yield engine_id
-        if not self._affinity:
-            return
-        for digest, num_tokens in reversed(node.prefix):
-            if num_tokens < MIN_SHARED_TOKENS:
-                return
-            held = False
-            for engine_id in self._holders.some(digest, NUM_HOLDERS):
-                if self._is_open(engine_id, model, kept):
-                    held = True
-                    yield engine_id
-            if held:
-                return
-
-    def _is_open(self, engine_id: str, model: str, kept: Collection[str]) -> bool:
-        ranked = self._ranked.get(engine_id)
-        return ranked is not None and (not model or ranked[0] == model) and engine_id not in kept
+        found = [node.planned_engine] if node.planned_engine else []
+        if node.group is not None and node.group.engine:
+            found.append(node.group.engine)
+        found = [engine_id for engine_id in found if self.is_open(engine_id, model, kept)]
+        if self._affinity:
+            for digest, num_tokens in reversed(node.prefix):
+                if num_tokens < MIN_SHARED_TOKENS:
+                    break
+                some = self._holders.some(digest, NUM_HOLDERS)
+                if some and (held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]):
+                    return found + held
+        return found
 
     # Ranks ------------------------------------------------------------------------------------------------------------
 
@@ -207,9 +228,10 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _refresh(self, now_ms: float) -> None:
         """Rank anew what has changed, or was to be looked at again by now."""
-        if self._due:
+        if now_ms >= self._next_due_ms:
             for engine_id in self._due.due(now_ms):
                 self._dirty[engine_id] = None
+            self._next_due_ms = next((due_ms for due_ms, _ in self._due.first(1)), math.inf)
         if self._dirty:
             for engine_id in self._dirty:
                 self._rank(self._loads[engine_id], now_ms)
@@ -235,12 +257,17 @@ class Fleet(Mapping[str, EngineLoad]):
         headroom = load.headroom
         if load.model not in self._pools:
             self._pools[load.model] = _Pool()
+            self._open |= {load.model, ""}
         for model in (load.model, ""):
             if (pool := self._pools.get(model)) is not None:
                 pool.put(load, standing, scores, headroom)
-        due_ms = min((t for t in (load.prefill_until_ms, paced_until_ms) if t > now_ms), default=0.0)
-        if due_ms:
+        due_ms = paced_until_ms if paced_until_ms > now_ms else math.inf
+        backlog_ms = load.prefill_until_ms - now_ms
+        if backlog_ms > MAX_DRIFT * scores[0]:
+            due_ms = min(due_ms, load.prefill_until_ms)
+        if due_ms < math.inf:
             self._due.put(load.id, due_ms)
+            self._next_due_ms = min(self._next_due_ms, due_ms)
         else:
             self._due.discard(load.id)
 
@@ -253,3 +280,6 @@ class Fleet(Mapping[str, EngineLoad]):
                 pool.remove(engine_id, standing)
         if not self._pools[model].headroom:
             del self._pools[model]
+            self._open.discard(model)
+            if not self._ranked:
+                self._open.clear()

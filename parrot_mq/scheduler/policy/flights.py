@@ -130,8 +130,8 @@ class Flights:
         equals = self._ready.get(node.flight or "")
         return equals is not None and node in equals
 
-    def head(self, node: RequestNode) -> RequestNode | None:
-        """Return who stands in the queue for a request that waits behind an equal one, if anybody does."""
+    def stands_for(self, node: RequestNode) -> RequestNode | None:
+        """Return who stands in the queue for a ready request that waits here; None if it is to board."""
         equals = self._ready.get(node.flight or "")
         return equals.standing if equals is not None and node in equals else None
 

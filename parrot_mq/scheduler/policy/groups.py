@@ -32,14 +32,16 @@ def divide(members: Sequence[RequestNode], candidates: Sequence[EngineLoad], now
     predicted for all of it). Empty if no candidate admits the first member.
     """
     first, count = members[0], len(members)
-    engines = [engine for engine in candidates if engine.admits(first, now_ms)]
-    free = [engine for engine in engines if engine.num_free_slots]
-    engines = free or engines  # dispatching ahead to a full engine makes no sense where another could start it at once
+    alone = {engine: ms for engine in candidates if (ms := engine.predict(first, now_ms)) is not None}
+    # Dispatching ahead to a full engine makes no sense where another could start it at once.
+    engines = [engine for engine in alone if engine.num_free_slots] or list(alone)
     if not engines:
         return []
     shared = min(_shared_tokens(members), first.prompt_tokens)
 
     def part(engine: EngineLoad, size: int) -> Part:
+        if size == 1:
+            return Part(engine, size, alone[engine])
         return Part(engine, size, engine.completion_ms(first, now_ms, count=size, shared_tokens=shared))
 
     rooms = {engine.id: _fitting(engine, first, shared, now_ms) for engine in engines}

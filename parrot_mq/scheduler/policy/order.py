@@ -16,7 +16,7 @@ import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from parrot_mq.messages import ObjectiveKind
 from parrot_mq.scheduler.nodes import RequestNode, TaskGroup
@@ -64,9 +64,41 @@ def line_of(node: RequestNode) -> Line:
 
 
 _K = TypeVar("_K")
-_Index = dict[_K, OrderedDict[str, RequestNode]]
-"""Queued requests by something they have in common, oldest first. (A plain dict is slow to read at its front once
-much was deleted there.)"""
+
+
+class _Index(Generic[_K]):
+    """Queued requests by something they have in common, oldest first."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        # Most have nothing in common with others: such a one stands here as it is. (And a plain dict is slow to read at
+        # its front once much was deleted there.)
+        self._of: dict[_K, RequestNode | OrderedDict[str, RequestNode]] = {}
+
+    def add(self, key: _K, node: RequestNode) -> None:
+        members = self._of.setdefault(key, node)
+        if isinstance(members, OrderedDict):
+            members[node.id] = node
+        elif members is not node:
+            self._of[key] = OrderedDict(((members.id, members), (node.id, node)))
+
+    def discard(self, key: _K, node: RequestNode) -> None:
+        members = self._of.get(key)
+        if isinstance(members, OrderedDict):
+            members.pop(node.id, None)
+            if not members:
+                del self._of[key]
+        elif members is node:
+            del self._of[key]
+
+    def first(self, key: _K, limit: int) -> list[RequestNode]:
+        members = self._of.get(key)
+        if isinstance(members, OrderedDict):
+            return list(itertools.islice(members.values(), limit))
+        return [members] if members is not None and limit > 0 else []
+
+
 _Entry = tuple[float, int, int, RequestNode]
 """Key, sequence number, ticket, request. Valid while the request's ticket is the same."""
 Line = tuple[str, bool]
@@ -90,8 +122,8 @@ class ReadyQueue:
         self._lines: dict[Line, _Line] = {}
         self._line_of: dict[str, _Line] = {}
         self._aside: list[tuple[_Line, _Entry]] = []
-        self._groups: _Index[TaskGroup] = {}
-        self._sharers: _Index[str] = {}
+        self._groups: _Index[TaskGroup] = _Index()
+        self._sharers: _Index[str] = _Index()
         self._served: dict[str, float] = {}
         self._num_waiting: dict[str, int] = {}
         self._floor = 0.0
@@ -123,9 +155,9 @@ class ReadyQueue:
         self._num_waiting[node.tenant] = self._num_waiting.get(node.tenant, 0) + 1
         self._push(line, (node.key_ms, self._sequence, node.ticket, node))
         if node.group is not None:
-            self._groups.setdefault(node.group, OrderedDict())[node.id] = node
+            self._groups.add(node.group, node)
         for digest, _ in node.prefix:
-            self._sharers.setdefault(digest, OrderedDict())[node.id] = node
+            self._sharers.add(digest, node)
 
     def _push(self, line: _Line, entry: _Entry) -> None:
         tenant = entry[3].tenant
@@ -142,9 +174,9 @@ class ReadyQueue:
             return False
         node.ticket = 0
         if node.group is not None:
-            self._drop(self._groups, node.group, node)
+            self._groups.discard(node.group, node)
         for digest, _ in node.prefix:
-            self._drop(self._sharers, digest, node)
+            self._sharers.discard(digest, node)
         left = self._num_waiting[node.tenant] - 1
         if left:
             self._num_waiting[node.tenant] = left
@@ -192,8 +224,7 @@ class ReadyQueue:
 
     def group_members(self, group: TaskGroup, limit: int) -> list[RequestNode]:
         """Return up to ``limit`` queued members of a task group, oldest first."""
-        members = self._groups.get(group)
-        return list(itertools.islice(members.values(), limit)) if members else []
+        return self._groups.first(group, limit)
 
     def sharers(self, node: RequestNode, limit: int, min_tokens: int) -> list[RequestNode]:
         """Return up to ``limit`` queued requests whose prompt begins as that of ``node`` for ``min_tokens`` or more.
@@ -204,7 +235,7 @@ class ReadyQueue:
         for digest, num_tokens in reversed(node.prefix):
             if num_tokens < min_tokens or len(found) >= limit:
                 break
-            for other in itertools.islice(self._sharers.get(digest, {}).values(), limit + 1):
+            for other in self._sharers.first(digest, limit + 1):
                 if other is not node:
                     found[other.id] = other
         return list(found.values())[:limit]
@@ -242,9 +273,3 @@ class ReadyQueue:
             heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
             heapq.heapify(heap)
             line.num_entries += len(heap)
-
-    @staticmethod
-    def _drop(index: _Index[_K], key: _K, node: RequestNode) -> None:
-        members = index.get(key)
-        if members is not None and members.pop(node.id, None) is not None and not members:
-            del index[key]

@@ -58,9 +58,9 @@ def best_placement(
     ``beside``: where a sharer of its prefix was just placed, which is good enough within ``LOAD_BOUND``.
     """
     compared = [
-        (engine.completion_ms(node, now_ms), engine.num_outstanding, engine.id, engine)
+        (ms, engine.num_outstanding, engine.id, engine)
         for engine in candidates
-        if engine.admits(node, now_ms)
+        if (ms := engine.predict(node, now_ms)) is not None
     ]
     if not compared:
         return None

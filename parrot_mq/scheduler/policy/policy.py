@@ -11,9 +11,9 @@ import dataclasses
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy.books import is_throughput
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
 from parrot_mq.scheduler.policy.groups import divide
-from parrot_mq.scheduler.policy.load import is_throughput
 from parrot_mq.scheduler.policy.order import Line, ReadyQueue
 from parrot_mq.scheduler.policy.place import Placement, Reason, best_placement
 
@@ -21,9 +21,9 @@ MAX_PLACEMENTS = 256
 """Placements in one plan, so that none takes long; ``Plan.more`` says to decide again."""
 MAX_JUMP_MS = 1_000.0
 """A prefix sharer overtakes only requests that are this much ahead of it: sharing must not starve anybody."""
-MAX_PASSED = 4
+MAX_PASSED = 2
 """Requests that no engine admits, in one decision, before all behind them have to wait as well."""
-NUM_GROUP_BEST = 16
+NUM_GROUP_BEST = 8
 """Engines that a task group is divided over at once."""
 
 
@@ -40,10 +40,11 @@ def decide(ready: ReadyQueue, fleet: Fleet, now_ms: float) -> Plan:
 
     Deterministic in its arguments. The caller dispatches the plan and puts back what the store refuses.
 
-    A request that no engine admits keeps the engine that has most room for it: those behind it go only to others. What
-    is kept free is never less in the next decision than in this one, until it is enough, and an empty engine is always
-    enough: a large request is not starved by small ones, and does not hold all engines up either (backfilling: Mu'alem
-    and Feitelson, 2001). Throughput work that is held off for the sake of urgent requests holds back only its like.
+    A request that no engine admits keeps the engine that has most room for it, and goes on keeping that one: those
+    behind it go only to others. So it starts at the latest when what ran there is done, since an empty engine admits
+    anything: a large request is not starved by small ones, and does not hold all engines up either (backfilling:
+    Mu'alem and Feitelson, 2001). Throughput work that is held off for the sake of urgent requests holds back only its
+    like.
     """
     round_ = _Round(ready, fleet, now_ms)
     try:
@@ -126,6 +127,7 @@ class _Round:
 
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
+        placement.request.kept_engine = ""
         placement.engine.charge(placement.request, self._now_ms)
         self.placements.append(placement)
 
@@ -140,7 +142,9 @@ class _Round:
         if found is not None:
             self._place(found)
             return
-        self._kept[roomiest.id] = None
+        if not self._fleet.is_open(node.kept_engine, node.model, self._kept):
+            node.kept_engine = roomiest.id
+        self._kept[node.kept_engine] = None
         self._num_passed += 1
         self._ready.pass_over(node)
 

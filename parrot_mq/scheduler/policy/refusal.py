@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from parrot_mq.messages import EngineState, Refusal
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.load import EngineLoad, is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.load import EngineLoad
 
 
 def refusal(load: EngineLoad, node: RequestNode, now_ms: float) -> Refusal | None:

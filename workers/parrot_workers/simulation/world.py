@@ -196,6 +196,12 @@ class World:
             max_model_len=profile.max_model_len,
             block_size=profile.block_size,
             num_blocks=profile.num_blocks,
+            true_cost=setup.true_cost,
+            enable_prefix_caching=setup.prefix_caching,
+            max_running_tokens=setup.max_running_tokens,
+            max_num_batched_tokens=setup.max_num_batched_tokens,
+            mean_output_tokens=setup.mean_output_tokens,
+            now_s=self._loop.time,
         )
 
         steppers: list[StepTask] = []

@@ -1,0 +1,101 @@
+"""What was dispatched to an engine and is not finished, and what that comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+
+from parrot_mq.messages import ObjectiveKind
+from parrot_mq.scheduler.nodes import RequestNode
+from parrot_mq.scheduler.policy.prefix import Boundary
+from parrot_mq.scheduler.policy.sharing import Sharing
+
+
+@dataclasses.dataclass(slots=True)
+class Charge:
+    """What one outstanding request adds to its engine's load."""
+
+    context_tokens: int
+    output_tokens: int
+    kv_tokens: int
+    urgent: bool
+    tpot_ms: int
+    prefix: tuple[Boundary, ...]
+
+
+class Books:
+    """The outstanding requests of one engine, by id, oldest dispatch first, with sums that are kept as they change."""
+
+    __slots__ = (
+        "_bounds", "charges", "context_tokens", "kv_tokens", "num_urgent", "output_tokens", "sharing", "urgent_tokens",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.charges: dict[str, Charge] = {}
+        self.context_tokens = self.output_tokens = self.kv_tokens = 0
+        self.num_urgent = self.urgent_tokens = 0
+        """How many requests somebody waits for in person, and their output tokens."""
+        self.sharing = Sharing()
+        self._bounds: list[tuple[int, str]] = []
+
+    def add(self, request_id: str, charge: Charge) -> None:
+        """Count a request that is not here."""
+        self.charges[request_id] = charge
+        self._count(charge, 1)
+        self.sharing.add(charge.prefix)
+        if charge.tpot_ms:
+            heapq.heappush(self._bounds, (charge.tpot_ms, request_id))
+
+    def remove(self, request_id: str) -> bool:
+        """Count a request no more; False if it is not here."""
+        charge = self.charges.pop(request_id, None)
+        if charge is None:
+            return False
+        self._count(charge, -1)
+        self.sharing.remove(charge.prefix)
+        return True
+
+    def restate(self, request_id: str, *, urgent: bool, tpot_ms: int) -> None:
+        """The objective of a request has changed."""
+        charge = self.charges[request_id]
+        self._count(charge, -1)
+        charge.urgent, charge.tpot_ms = urgent, tpot_ms
+        self._count(charge, 1)
+        if tpot_ms:
+            heapq.heappush(self._bounds, (tpot_ms, request_id))
+
+    @property
+    def bound_ms(self) -> int:
+        """The least time per token that a request here was promised; 0: none."""
+        bounds, charges = self._bounds, self.charges
+        while bounds:
+            bound_ms, request_id = bounds[0]
+            charge = charges.get(request_id)
+            if charge is not None and charge.tpot_ms == bound_ms:
+                return bound_ms
+            heapq.heappop(bounds)
+        return 0
+
+    def _count(self, charge: Charge, sign: int) -> None:
+        self.context_tokens += sign * charge.context_tokens
+        self.output_tokens += sign * charge.output_tokens
+        self.kv_tokens += sign * charge.kv_tokens
+        if charge.urgent:
+            self.num_urgent += sign
+            self.urgent_tokens += sign * charge.output_tokens
+
+
+def is_urgent(node: RequestNode) -> bool:
+    """Whether somebody waits for ``node`` in person: it has an objective, and that is not THROUGHPUT."""
+    return node.objective is not None and node.objective.kind is not ObjectiveKind.THROUGHPUT
+
+
+def is_throughput(node: RequestNode) -> bool:
+    """Whether only the work done per second matters for ``node``."""
+    return node.objective is not None and node.objective.kind is ObjectiveKind.THROUGHPUT
+
+
+def tpot_ms(node: RequestNode) -> int:
+    """Return the time per output token that ``node`` was promised; 0: none."""
+    objective = node.objective
+    return objective.value_ms if objective is not None and objective.kind is ObjectiveKind.TPOT else 0
