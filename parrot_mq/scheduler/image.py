@@ -42,13 +42,13 @@ def name_of(cls: type) -> str:
 
 
 def class_of(name: str) -> Any:
-    """Return the class that ``name_of`` named."""
+    """Return the class that ``name_of`` named. Raises ``Unfit`` for any other name."""
     module, _, path = name.partition(":")
     found: Any = importlib.import_module(PACKAGE + module)
     for part in path.split("."):
         found = getattr(found, part)
-    if not isinstance(found, type):
-        raise Unfit(f"{name} is no class")
+    if not isinstance(found, type) or name_of(found) != name:
+        raise Unfit(f"{name} is no class of this project")
     return found
 
 

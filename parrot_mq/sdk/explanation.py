@@ -46,8 +46,8 @@ class RequestInfo:
     """A request as it stands: which function, how far it is, where it runs.
 
     ``attempt`` counts its starts, ``need`` the inputs that it waits for; times are epoch milliseconds, 0 for what has
-    not happened. ``placed`` says what chose its engine, ``standing`` what the leading scheduler says of one that waits;
-    without the latter, ``serving`` are the engines of its model by their own word (of a ready one).
+    not happened. ``placed`` says what chose its engine, ``standing`` what the leading scheduler says of an
+    unfinished one; without the latter, ``serving`` are the engines of its model by their own word (of a ready one).
     """
 
     id: str
@@ -72,8 +72,8 @@ class RequestInfo:
     @property
     def aim(self) -> Aim:
         """What it is for, as far as it is known."""
-        told = self.standing or self.placed
-        return told.aim if told is not None else Aim()
+        aims = [told.aim for told in (self.standing, self.placed) if told is not None]
+        return next((aim for aim in aims if aim.objective), Aim())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
