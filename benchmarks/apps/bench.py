@@ -72,13 +72,15 @@ class Result:
 class Point:
     """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick.
 
-    ``features`` are switched off in turn here; None: the experiment's, if it is quick.
+    ``features`` are switched off in turn here; None: the experiment's, if it is quick. ``baselines`` None: the
+    experiment's.
     """
 
     label: str
     values: dict[str, Any]
     quick: bool = False
     features: Sequence[str] | None = None
+    baselines: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

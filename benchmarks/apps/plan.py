@@ -42,7 +42,8 @@ def orders(
         for point in experiment.points:
             if not is_chosen(point):
                 continue
-            compared = [ours(), *(SYSTEMS[name] for name in experiment.baselines if name not in excluded)]
+            baselines = experiment.baselines if point.baselines is None else point.baselines
+            compared = [ours(), *(SYSTEMS[name] for name in baselines if name not in excluded)]
             features = point.features if point.features is not None else experiment.features if point.quick else ()
             compared += [ours(feature) for feature in features if feature not in excluded]
             if systems:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-LATENCY = ("latency",)
+LATENCY = ("latency-6144",)
 THROUGHPUT = ("throughput",)
 PAGED = ("throughput+pages",)
 STRONGEST = ("latency+cache", "throughput+cache")

@@ -19,10 +19,10 @@ from benchmarks.apps.reference import (
     Aim,
 )
 from benchmarks.apps.rows import Row, read, with_ratios
-from benchmarks.apps.systems import BASELINES, OURS, PAGES
+from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_LATENCY
 
 RESULTS = Path(__file__).parents[1] / "results"
-COLUMNS = [system.name for system in (*BASELINES, PAGES)]
+COLUMNS = [system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES)]
 HEAD = """# Applications, end to end
 
 Written by `python -m benchmarks.apps.report` from [apps.json](apps.json); what is measured, and how, is in
