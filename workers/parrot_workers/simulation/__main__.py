@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("workload", help="a .toml or .json file, or chain, chat, map-reduce, mixed, shared-prompt")
-    add("--profile", default="h200-8b", help="a model on a machine: a name or a .json file; default: %(default)s")
+    add("--profile", default="a100-13b", help="a model on a machine: a name or a .json file; default: %(default)s")
     add("--engines", default="1-4", metavar="N", help="how many: 4, 1-4 or 1,2,8; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="of arrivals, lengths and texts; default: %(default)s")
     add("--arrivals-per-s", type=_positive(float), metavar="X", help="instead of the workload's")

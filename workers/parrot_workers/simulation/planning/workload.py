@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,21 +131,13 @@ def load_workload(name: str) -> Workload:
         raise ConfigError(f"the workload {name!r} cannot be read: {error}") from None
     except pydantic.ValidationError as error:
         raise ConfigError(f"the workload {name!r} is none: {_first(error)}") from None
-    return workload if workload.name else pydantic_named(workload, path.stem)
-
-
-def pydantic_named(workload: Workload, name: str) -> Workload:
-    """Return ``workload`` under a name."""
-    return Workload(
-        name=name,
-        arrivals_per_s=workload.arrivals_per_s,
-        num_applications=workload.num_applications,
-        applications=workload.applications,
-    )
+    return workload if workload.name else dataclasses.replace(workload, name=path.stem)
 
 
 def _first(error: pydantic.ValidationError) -> str:
-    problem: Any = error.errors()[0]
+    # A size is a number or a pair: what is wrong with the pair says more than that it is no number.
+    problems: Any = error.errors()
+    problem = next((each for each in problems if each["type"] == "value_error"), problems[0])
     where = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where or 'it'}: {problem['msg']}{more}"
