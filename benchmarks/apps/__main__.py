@@ -56,7 +56,7 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": description(),
         "model": f"{args.model} {args.dtype}",
-        "scale": f"1/{SCALE.tokens} of every length, 1/{SCALE.work} of the work",
+        "scale": f"1/{SCALE.tokens} of every length, 1/{SCALE.work} of the documents and users",
         "network": args.network,
     }
 

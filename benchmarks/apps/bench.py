@@ -18,7 +18,7 @@ from parrot_mq.messages import RequestShape
 class Scale:
     """By how much a run is smaller than the reference's: every token count is divided by ``tokens``.
 
-    ``work`` divides how much is done: documents, requests (never below one). ``engines`` 0 is the reference's number.
+    ``work`` divides how many documents and users there are (never below one). ``engines`` 0 is the reference's number.
     """
 
     tokens: int = 1

@@ -150,7 +150,7 @@ class TestShapes:
 
     async def test_work_is_divided_by_a_scale(self) -> None:
         recorder = await record("map-reduce", Scale(tokens=4, work=4), chunk=1024, out=50, documents=[3])
-        assert [made.function.num_output for made in recorder.made] == [12] * 6
+        assert [made.function.num_output for made in recorder.made] == [12] * 21
         assert count_tokens(recorder.made[0].inputs[0]) == 256
 
     async def test_background_ends_with_the_chain(self) -> None:

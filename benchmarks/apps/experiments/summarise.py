@@ -23,7 +23,7 @@ QUICK_DOCUMENT = 4
 
 def chunks_of(bench: Bench, document: int, chunk: int) -> list[str]:
     """Return the texts of a document's chunks, the last one shorter where the length is no multiple."""
-    total = bench.scale.length(DOCUMENT_CHUNKS[document % len(DOCUMENT_CHUNKS)] * CHUNK) // bench.scale.work
+    total = bench.scale.length(DOCUMENT_CHUNKS[document % len(DOCUMENT_CHUNKS)] * CHUNK)
     size = bench.scale.length(chunk)
     lengths = [size] * (total // size) + ([total % size] if total % size else [])
     return [bench.texts.text(length, "document", document, number) for number, length in enumerate(lengths)]
