@@ -6,6 +6,7 @@
 #   PIP_ARGS  more arguments for pip: which build of torch (an --extra-index-url), which mirror (an --index-url)
 #   MODEL     a model folder or id for the demo, in place of its own small one
 #   ENGINE_ARGS  arguments of `make bench-engine`: --quick, --systems, --models, --workloads ... (see its --help)
+#   APPS_ARGS  arguments of `make bench-apps`: NAME, --simulated, --real, --quick ... (see its --help; default all)
 #   GPU_ARGS  arguments of `make bench-gpu`: which one (kernels, cost_model, engine, applications; default all), --device
 #   SEED      another meeting for the demo        DOCUMENT  a text file for the demo, in place of a meeting
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
@@ -16,6 +17,7 @@ SEED ?=
 DOCUMENT ?=
 ENGINE_ARGS ?=
 GPU_ARGS ?= all
+APPS_ARGS ?= all
 
 # Python 3.11's pip and the newest agree on these; nothing here asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -33,7 +35,7 @@ say = @printf '==> %s\n' "$(1)" >&2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-redis8 bench-queue bench-engine bench-gpu bench-gpu-dry \
+.PHONY: help demo test test-redis8 bench-queue bench-engine bench-apps bench-gpu bench-gpu-dry \
 	format lint clean
 
 help:  ## list the commands
@@ -70,6 +72,12 @@ PIPELINE_ROWS := benchmarks/results/pipeline.json
 bench-engine: .venv/.ready-test $(PEERS)  ## our engine beside transformers, vLLM's CPU build and llama.cpp
 	@$(BIN)/python -m benchmarks.engine --out $(ENGINE_ROWS) $(ENGINE_ARGS)
 	@$(if $(ENGINE_ARGS),,$(BIN)/python -m benchmarks.engine.pipeline --out $(PIPELINE_ROWS))
+
+APPS_ROWS := benchmarks/results/apps.json
+
+bench-apps: .venv/.ready-test  ## the reference's experiments, simulated and real, beside client-side orchestration
+	@$(BIN)/python -m benchmarks.apps $(APPS_ARGS) --out $(APPS_ROWS)
+	@$(BIN)/python -m benchmarks.apps.report --file $(APPS_ROWS)
 
 bench-gpu: .venv/.ready-test  ## on a machine with a GPU: kernels, cost model, engine and applications
 	@$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)

@@ -106,6 +106,10 @@ class SchedulerSettings(_FromEnv):
     lane_credits: int = 8
     """Requests that scripts may put into an idle engine's queue without asking (see ``scheduler.lanes``); 0: none."""
     drain_timeout_s: float = 10.0
+    decision_log: str = ""
+    """A file for everything that decisions are made from, and the decisions (see ``scheduler.decision_log``)."""
+    decision_log_mib: float = 64.0
+    """It and the one before it get about this large each."""
     deduce_objectives: bool = True
     """What a reader asks of a variable holds for the requests before it too; off: for its own request alone."""
     task_groups: bool = True

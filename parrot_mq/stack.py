@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from parrot_mq.errors import ParrotError
 from parrot_mq.groups import only
@@ -113,21 +113,24 @@ async def run_stack(
     engines: Sequence[EngineChoice],
     *,
     scheduler: bool = True,
+    environment: Mapping[str, str] | None = None,
     restarts: Restarts | None = None,
     on_line: Callable[[str, str], None] = lambda name, line: None,
     on_state: Callable[[str, ChildState, str], None] = lambda name, state, detail: None,
 ) -> AsyncIterator[Stack]:
     """Run a scheduler and ``engines`` on the Redis at ``url`` for as long as the block lasts, then drain and stop them.
 
-    Crashed processes come back after a back-off. When one ends for good the block is cancelled, and its
-    ``ChildFailed`` is raised. At the end processes get the time to drain that their settings give them.
+    ``environment`` is added to that of every process, for settings that are not our own. Crashed processes come back
+    after a back-off. When one ends for good the block is cancelled, and its ``ChildFailed`` is raised. At the end
+    processes get the time to drain that their settings give them.
     """
 
     def child(name: str, command: Sequence[str], drain_timeout_s: float) -> Child:
         return Child(
             name,
             command,
-            environment={URL_VARIABLE: url},  # not an argument: those are everybody's to read, and it holds a password
+            # Not an argument: those are everybody's to read, and the URL holds a password.
+            environment={**(environment or {}), URL_VARIABLE: url},
             restarts=restarts,
             stop_timeout_s=drain_timeout_s + ENDING_S,
             on_line=on_line,

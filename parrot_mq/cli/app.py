@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from parrot_mq.cli import demo, doctor, services, show, up
+from parrot_mq.cli import demo, doctor, replay, services, show, up
 from parrot_mq.cli.console import err, out
 from parrot_mq.errors import ParrotError
 
@@ -28,6 +28,8 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 app.command("scheduler", context_settings=_PASSED_ON)(services.scheduler)
 app.command("engine", context_settings=_PASSED_ON)(services.engine)
 app.command("bench-engine", context_settings=_PASSED_ON)(services.bench_engine)
+app.command("simulate", context_settings=_PASSED_ON)(services.simulate)
+app.command("replay")(replay.replay)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(show.app, name="show")

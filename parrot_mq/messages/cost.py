@@ -35,7 +35,7 @@ class CostModel:
     step that decodes ``b`` sequences of ``t`` context tokens in all, of which ``s`` are read for another of them as
     well, takes ``decode_base_ms + b * decode_per_seq_ms + (t - s * shared_saving) * decode_per_context_token_ms``;
     ``shared_saving`` is 1 where attention reads a shared prefix once, 0 where it reads it for each sequence. A step
-    that prefills and decodes takes the sum.
+    that prefills and decodes takes the sum. Raises ValueError for a negative time, or a saving beyond 1.
     """
 
     prefill_per_token_ms: float = 0.05
@@ -44,6 +44,12 @@ class CostModel:
     decode_per_context_token_ms: float = 0.0
     prefill_per_pair_ms: float = 0.0
     shared_saving: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf or (field.name == "shared_saving" and value > 1):
+                raise ValueError(f"{value} is no {field.name}")
 
     def prefill_ms(self, num_tokens: float, cached_tokens: float = 0) -> float:
         """Predicted time to prefill ``num_tokens`` uncached tokens behind ``cached_tokens``."""
@@ -115,7 +121,7 @@ class CostModel:
     def from_json(cls, text: str) -> CostModel:
         """Parse what ``to_json`` of this version or another wrote: unknown names are ignored, missing ones default.
 
-        Raises ValueError for text that is no such object.
+        Raises ValueError for text that is no such object, and as the class does.
         """
         values = orjson.loads(text)
         if not isinstance(values, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ MAX_BUCKET = 24 * BUCKETS_PER_OCTAVE - 1
 """Sixteen million tokens; what is longer counts here."""
 DECAY = 0.05
 """What each new length takes from the weight of the older ones: the last twenty or so make the picture."""
+HIGH = 0.9
+"""Memory is set aside for this share of a function's outputs."""
 MIN_WEIGHT = 0.01
 """Buckets that are forgotten to this are dropped."""
 OLD_MEAN_COUNT = 10
@@ -23,7 +26,7 @@ def bucket_of(num_tokens: int) -> int:
     return min(MAX_BUCKET, math.floor(BUCKETS_PER_OCTAVE * math.log2(max(1, num_tokens)) + 1e-9))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class LengthHistogram:
     """Lengths in tokens in buckets that grow by a constant factor, older ones with less and less weight.
 
@@ -58,6 +61,11 @@ class LengthHistogram:
             if wanted <= 0:
                 break
         return length
+
+    @functools.cached_property
+    def high(self) -> float:
+        """A length that the share ``HIGH`` does not exceed: asked for with each request, so it is found once."""
+        return self.quantile(HIGH)
 
     def to_data(self) -> dict[str, Any]:
         """Return it as what becomes a JSON object."""

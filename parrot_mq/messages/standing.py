@@ -104,8 +104,9 @@ class Standing:
 
     ``state`` is the state that the scheduler knows. Of a ready request also its place: ``num_before`` requests of its
     tenant stand before it, ``num_others`` of other tenants wait as well (tenants take turns by tokens); ``held`` while
-    its submit is not complete; ``engines`` are those that serve its model, of ``num_engines`` in all. ``engine`` is
-    where it is, or, while it waits for inputs, where it is planned to go.
+    its submit is not complete; ``behind`` is an equal request that stands in line for it too. ``engines`` are those
+    that serve its model, of ``num_engines`` in all. ``engine`` is where it is, or, while it waits for inputs, where it
+    is planned to go.
     """
 
     request: str
@@ -113,6 +114,7 @@ class Standing:
     aim: Aim = dataclasses.field(default_factory=Aim)
     engine: str = ""
     held: bool = False
+    behind: str = ""
     num_before: int = 0
     num_others: int = 0
     num_engines: int = 0
@@ -136,9 +138,12 @@ class Standing:
         return cls(**(data | {"state": RequestState(data["state"]), "aim": aim, "engines": engines}))
 
 
+_AIM = tuple(field.name for field in dataclasses.fields(Aim))
+
+
 def _aim(data: dict[str, Any]) -> Aim:
-    return Aim(**{f.name: data[f.name] for f in dataclasses.fields(Aim) if f.name in data})
+    return Aim(**{name: data[name] for name in _AIM if name in data})
 
 
 def _given(aim: Aim) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(aim).items() if value}
+    return {name: value for name in _AIM if (value := getattr(aim, name))}

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from parrot_mq.entry import explain, start_logging
 from parrot_mq.scheduler.service import serve
+from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store import connect
 from parrot_mq.store.server import known_url, no_server
 
 
-async def _serve(url: str) -> None:
+async def _serve(url: str, settings: SchedulerSettings) -> None:
     async with await connect(url) as store:
-        await serve(store)
+        await serve(store, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--redis-url", help="default: PARROT_MQ_REDIS_URL, else the Redis that `parrot-mq up` started in this folder"
     )
+    parser.add_argument(
+        "--decision-log",
+        metavar="FILE",
+        help="write everything that decisions are made from, and the decisions, to this file (the one before it "
+        "becomes FILE.1); `parrot-mq replay FILE` makes them again",
+    )
     parser.add_argument("--verbose", action="store_true", help="log more, and show the traceback of an error")
     given = parser.parse_args(arguments)
     start_logging(given.verbose)
@@ -37,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = known_url(given.redis_url)
         if url is None:
             raise no_server()
-        asyncio.run(_serve(url))
+        asyncio.run(_serve(url, SchedulerSettings.from_env(decision_log=given.decision_log)))
     except Exception as error:  # noqa: BLE001 - the process's outermost frame: an error becomes a line and a status
         return explain(error, given.verbose)
     return 0

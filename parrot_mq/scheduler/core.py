@@ -14,6 +14,7 @@ from typing import Any
 from parrot_mq.messages import EngineRecord, FunctionRecord, LengthHistogram, Objective, ObjectiveKind, RequestState
 from parrot_mq.scheduler.ahead import Ahead
 from parrot_mq.scheduler.equals import Equals
+from parrot_mq.scheduler.fold import fold
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
@@ -35,6 +36,7 @@ from parrot_mq.scheduler.policy import (
 from parrot_mq.scheduler.templates import TemplateKey, Templates
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store.records import Lane
+from parrot_mq.store.scheduler import IntakeEntry
 
 NOMINAL_STEP_MS = 10.0
 """A decode step where no engine has reported one: for expected durations along a critical path."""
@@ -83,6 +85,21 @@ class Core:
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
             self._inherit(node)
         return node
+
+    def fold(self, entry: IntakeEntry, now_s: float) -> None:
+        """Take in an entry of the intake."""
+        fold(self, entry, now_s)
+
+    def release_held(self, now_s: float) -> None:
+        """Queue the requests of batches that were held long enough."""
+        for node in self.holds.due(now_s):
+            self.enqueue(node)
+
+    def rejects(self, now_s: float) -> list[RequestNode]:
+        """Return the requests whose model is known to be unknown by now, for the shell to reject."""
+        doomed = {node.id: node for node in (*self.doomed, *self.models.doomed(now_s))}
+        self.doomed.clear()
+        return list(doomed.values())
 
     def make_ready(self, node: RequestNode, rev: int) -> None:
         """A request became ready, or was given back by an engine. Old news is ignored."""
@@ -152,10 +169,11 @@ class Core:
         for node in nodes:
             if node in self.equals:
                 self._put(node)
-            elif node.engine and node.objective is not None and node.objective.kind is not node.told:
-                node.told = node.objective.kind
+            elif node.engine and node.objective is not None:
                 self.engines.load_of(node.engine).restate(node)
-                self.upgraded.append(node)
+                if node.objective.kind is not node.told:
+                    node.told = node.objective.kind
+                    self.upgraded.append(node)
 
     # The ready queue --------------------------------------------------------------------------------------------------
 
@@ -227,6 +245,10 @@ class Core:
             self.ahead.dispatched(node)
         return plan
 
+    def look_ahead(self, now_ms: float, limit: int) -> bool:
+        """Look at up to ``limit`` requests that wait, for what is worth doing ahead; True: there is more to look at."""
+        return self.ahead.settle(now_ms, limit)
+
     def put_back(self, node: RequestNode, *, engine_gone: bool) -> None:
         """A dispatch was refused although the request is ready: queue it again."""
         if engine_gone and (load := self.engines.get(node.engine)) is not None:
@@ -267,6 +289,13 @@ class Core:
     def due_lanes(self) -> dict[str, Lane] | None:
         """Return the lanes to grant from now on; None if they are as they should be."""
         return self.lanes.due(self.engines.values(), idle=self.equals.is_idle and not len(self.holds))
+
+    def grant_lanes(self) -> dict[str, Lane] | None:
+        """Take the lanes that are due as granted, and return them; None if nothing is to be changed."""
+        lanes = self.due_lanes()
+        if lanes is not None:
+            self.lanes.granted(lanes)
+        return lanes
 
     def _undispatch(self, node: RequestNode) -> None:
         if node.engine:

@@ -61,9 +61,8 @@ class LaneCourier(_Courier):
     async def run(self) -> None:
         """Keep the lanes as they should be until the term is over."""
         while not self._over.is_set():
-            lanes = self._core.due_lanes()
+            lanes = self._core.grant_lanes()  # before the store has them: what is used from now on counts
             if lanes is not None:
-                self._core.lanes.granted(lanes)  # before the store has them: what is used from now on counts
                 for store in self._stores:
                     await store.grant(lanes, share=len(self._stores), single_flight=self._core.equals.is_on)
             await self.bell.wait(IDLE_S)
@@ -117,7 +116,7 @@ class HintCourier(_Courier):
         """Look and send until the term is over."""
         loop, ahead = asyncio.get_running_loop(), self._core.ahead
         while not self._over.is_set():
-            more = ahead.settle(loop.time() * 1000, HINT_SLICE)
+            more = self._core.look_ahead(loop.time() * 1000, HINT_SLICE)
             while ahead.orders and not self._over.is_set():
                 await self._send(ahead.orders.popleft())
             if more:

@@ -12,7 +12,7 @@ from parrot_mq.errors import Overloaded
 from parrot_mq.messages import RequestState
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy import Placement, plan_json
+from parrot_mq.scheduler.policy import Placement, Reason, plan_json
 from parrot_mq.scheduler.standing import placed
 from parrot_mq.store import IdSource, Reader
 from parrot_mq.store.records import DispatchItem, RequestRecord
@@ -42,7 +42,7 @@ class Dispatcher:
         while more and not self._over.is_set() and loop.time() >= self._paused_until_s:
             plan = self._core.decide(loop.time() * 1000)
             more = plan.more and bool(plan.placements)
-            sizes = Counter(map(_group, plan.placements)) if self._core.groups_siblings else Counter()
+            sizes = _group_sizes(plan.placements) if self._core.groups_siblings else Counter()
             by_partition: defaultdict[int, list[Placement]] = defaultdict(list)
             for placement in plan.placements:
                 by_partition[placement.request.partition].append(placement)
@@ -93,6 +93,11 @@ class Dispatcher:
             self._core.make_waiting(node, max(record.rev, node.rev + 1))
         else:  # dispatched already: by an earlier leader, or by a call of ours whose answer was lost
             self._core.adopt(node, record.engine, record.fence)
+
+
+def _group_sizes(placements: Iterable[Placement]) -> Counter[tuple[str, str]]:
+    """Count the members of each group that will be sequences of their own."""
+    return Counter(_group(placement) for placement in placements if placement.reason is not Reason.FLIGHT)
 
 
 def _group(placement: Placement) -> tuple[str, str]:

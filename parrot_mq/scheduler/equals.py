@@ -36,6 +36,10 @@ class Equals:
         """Whether a ready request waits for a decision, be it in the queue itself or behind an equal one."""
         return node in self._ready or node in self.flights
 
+    def head(self, node: RequestNode) -> RequestNode | None:
+        """Return the request in the ready queue that ``node`` is served with: itself, or an equal one."""
+        return node if node in self._ready else self.flights.stands_for(node)
+
     @property
     def is_idle(self) -> bool:
         """Whether nothing is to be decided."""

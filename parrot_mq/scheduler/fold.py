@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import orjson
 
 from parrot_mq.messages import Objective, RequestState
-from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.store.scheduler import IntakeEntry
+
+if TYPE_CHECKING:
+    from parrot_mq.scheduler.core import Core
 
 _STATES = {state.value: state for state in RequestState}
 

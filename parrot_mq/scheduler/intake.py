@@ -9,7 +9,7 @@ from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.dispatcher import Dispatcher
-from parrot_mq.scheduler.fold import SHELL_KINDS, fold
+from parrot_mq.scheduler.fold import SHELL_KINDS
 from parrot_mq.scheduler.recovery import Recovered, recover
 from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore
 
@@ -98,8 +98,8 @@ class Intake:
         if entries:
             self.applied = entries[-1].id
             self.num_entries += len(entries)
-        for node in self._core.holds.due(now_s):
-            self._core.enqueue(node)
+        if len(self._core.holds):
+            self._core.release_held(now_s)
         if len(self._core.ready):
             await self._dispatcher.dispatch()
         self._ring()
@@ -109,7 +109,7 @@ class Intake:
             self._errands.entry(self._store.partition.keys.partition, entry)
             return
         try:
-            fold(self._core, entry, now_s)
+            self._core.fold(entry, now_s)
         except (KeyError, ValueError, TypeError):
             # One unreadable hint must not stop the scheduler; a take-over reads the state that it was about.
             log.exception("intake entry %s of kind %r cannot be read and is passed over", entry.id, entry.kind)

@@ -79,9 +79,7 @@ class Reaper:
         self._round += 1
 
     async def _reject_doomed(self) -> None:
-        doomed = {node.id: node for node in (*self._core.doomed, *self._core.models.doomed(self._now_s()))}
-        self._core.doomed.clear()
-        for node in doomed.values():
+        for node in self._core.rejects(self._now_s()):
             if self._over.is_set():
                 return
             await self._stores[node.partition].reject(node.id, _unknown_model(node, self._core.models.known))

@@ -36,13 +36,14 @@ def standing(core: Core, request_id: str, now_ms: float) -> Standing | None:
         return None
     is_ready = node.state is RequestState.READY
     num_before = num_others = 0
-    if node in core.ready:
+    stands = core.equals.head(node)
+    if stands is not None:
         for other in core.ready:
-            if other is node or (node.model and other.model and other.model != node.model):
+            if other is stands or (node.model and other.model and other.model != node.model):
                 continue
             if other.tenant != node.tenant:
                 num_others += 1
-            elif (other.key_ms, other.ticket) < (node.key_ms, node.ticket):
+            elif (other.key_ms, other.ticket) < (stands.key_ms, stands.ticket):
                 num_before += 1
     serving = [load for load in core.engines.values() if _serves(load, node)] if is_ready else []
     answers = sorted((_answer(load, node, now_ms) for load in serving), key=_order)
@@ -51,7 +52,8 @@ def standing(core: Core, request_id: str, now_ms: float) -> Standing | None:
         state=node.state,
         aim=aim_of(node),
         engine=node.engine or node.planned_engine,
-        held=is_ready and node not in core.ready,
+        held=is_ready and node not in core.equals,
+        behind=stands.id if stands is not None and stands is not node else "",
         num_before=num_before,
         num_others=num_others,
         num_engines=len(serving),

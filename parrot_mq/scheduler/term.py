@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Protocol
 
 from parrot_mq.scheduler.core import Core
@@ -15,6 +16,7 @@ from parrot_mq.scheduler.couriers import (
     TemplateCourier,
     WhyCourier,
 )
+from parrot_mq.scheduler.decision_log import DecisionLog, LoggedCore
 from parrot_mq.scheduler.dispatcher import Dispatcher
 from parrot_mq.scheduler.engines import EngineWatch
 from parrot_mq.scheduler.imports import Imports
@@ -25,6 +27,12 @@ from parrot_mq.scheduler.recovery import Recovered
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store import Store
 from parrot_mq.store.scheduler import IntakeEntry, SchedulerStore, new_epoch
+
+
+def _decision_log(settings: SchedulerSettings) -> DecisionLog | None:
+    if not settings.decision_log:
+        return None
+    return DecisionLog(Path(settings.decision_log), round(settings.decision_log_mib * 1024 * 1024))
 
 
 class _Loop(Protocol):
@@ -41,7 +49,8 @@ class Term:
     def __init__(self, store: Store, settings: SchedulerSettings, epoch: int, stopping: asyncio.Event) -> None:
         now_s = asyncio.get_running_loop().time
         self.epoch = epoch
-        self.core = core = Core(settings)
+        self._decisions = _decision_log(settings)
+        self.core = core = Core(settings) if self._decisions is None else LoggedCore(settings, epoch, self._decisions)
         self._stopping = stopping
         self._over = over = asyncio.Event()
         stores = [SchedulerStore(partition, epoch) for partition in store.partitions]
@@ -65,6 +74,13 @@ class Term:
 
     async def run(self, leadership: Leadership) -> None:
         """Lead. The key is renewed from the start, since a take-over of a large graph takes longer than it lives."""
+        try:
+            await self._run(leadership)
+        finally:
+            if self._decisions is not None:
+                self._decisions.close()
+
+    async def _run(self, leadership: Leadership) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._until(self._stopping.wait()), name="scheduler-stop")
             tasks.create_task(self._until(leadership.keep(self._over)), name="scheduler-leadership")

@@ -91,15 +91,23 @@ class _Chain:
         return [at_home.get(r.id, r) for r in pending]
 
     async def ask(self, within_s: float) -> Answers:
-        """Ask the scheduler about the requests that are not at an engine, and the engines if it says nothing."""
+        """Ask the scheduler about the unfinished requests, and the engines if it says nothing of those that need one.
+
+        Of requests at an engine it says what they are for; that much goes without a note if it does not.
+        """
         waiting = [
             info.id
             for info in self.infos.values()
             if info.state is RequestState.READY or (info.state is RequestState.WAITING and info.need)
         ]
-        if not waiting:
+        placed = [i.id for i in self.infos.values() if i.state in (RequestState.QUEUED, RequestState.RUNNING)]
+        if not waiting and not placed:
             return Answers("", {})
-        answers = await ask(self._store, waiting, within_s)
+        answers = await ask(self._store, [*waiting, *placed], within_s)
+        for request in placed:
+            self.infos[request] = dataclasses.replace(self.infos[request], standing=answers.standings.get(request))
+        if not waiting:
+            return Answers(answers.leader, answers.standings)
         records: list[EngineRecord] = []
         if answers.note:
             records = [record for record in (await engines(self._store)).values() if record is not None]

@@ -23,6 +23,7 @@ INDENT = "  "
 
 _REASONS = {
     "completion": "it is predicted to be done first there",
+    "flight": "an equal request runs there, whose output it gets",
     "group": "its task group is there",
     "lane": "no other engine serves its model, and nothing waited",
     "resident": "the beginning of its prompt is cached there",
@@ -45,8 +46,8 @@ class RequestInfo:
     """A request as it stands: which function, how far it is, where it runs.
 
     ``attempt`` counts its starts, ``need`` the inputs that it waits for; times are epoch milliseconds, 0 for what has
-    not happened. ``placed`` says what chose its engine, ``standing`` what the leading scheduler says of one that waits;
-    without the latter, ``serving`` are the engines of its model by their own word (of a ready one).
+    not happened. ``placed`` says what chose its engine, ``standing`` what the leading scheduler says of an
+    unfinished one; without the latter, ``serving`` are the engines of its model by their own word (of a ready one).
     """
 
     id: str
@@ -71,8 +72,8 @@ class RequestInfo:
     @property
     def aim(self) -> Aim:
         """What it is for, as far as it is known."""
-        told = self.standing or self.placed
-        return told.aim if told is not None else Aim()
+        aims = [told.aim for told in (self.standing, self.placed) if told is not None]
+        return next((aim for aim in aims if aim.objective), Aim())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ def _ready(request: RequestInfo) -> str:
         return f"is ready, and was {standing.state.value} a moment ago"
     if standing.held:
         return "is ready and waits for the rest of its submit"
+    if standing.behind:
+        return f"is ready and goes where an equal request goes, {standing.behind}"
     if not standing.engines:
         return f"is ready and waits for an engine that serves {what}: there is none"
     refusals = collections.Counter(answer.refusal.value for answer in standing.engines if answer.refusal)
@@ -249,9 +252,9 @@ def _place(standing: Standing) -> list[str]:
 def _choice(placed: Placed) -> str:
     text = _REASONS.get(placed.reason, placed.reason)
     if placed.predicted_ms:
-        text += f", predicted {span(placed.predicted_ms)}"
+        text += f"{', in' if placed.reason == 'completion' else '; done in'} about {span(placed.predicted_ms)}"
     if placed.considered:
-        text += f" (instead of {', '.join(f'{engine} {span(ms)}' for engine, ms in placed.considered)})"
+        text += f" ({', '.join(f'{engine}: {span(ms)}' for engine, ms in placed.considered)})"
     return text
 
 

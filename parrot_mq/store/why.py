@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -43,7 +42,7 @@ async def ask(store: Store, requests: Iterable[str], within_s: float = ANSWER_WI
     if not leader:
         return Answers("", {}, "no scheduler leads: start one with `parrot-mq scheduler`")
     found: dict[str, Standing] = {}
-    deadline = time.monotonic() + within_s
+    deadline = asyncio.get_running_loop().time() + within_s
     try:
         for number, ids in by_partition.items():
             partition = store.partition(number)
@@ -59,14 +58,14 @@ async def ask(store: Store, requests: Iterable[str], within_s: float = ANSWER_WI
 
 
 async def _answers(partition: Partition, ids: Sequence[str], deadline: float) -> dict[str, Standing]:
-    """Wait for the answers; raises ``TimeoutError`` at ``deadline`` (of ``time.monotonic``)."""
+    """Wait for the answers; raises ``TimeoutError`` at ``deadline`` (of the loop's clock)."""
     keys = [partition.keys.why(request) for request in ids]
     while True:
         texts: list[str | None] = await partition.robust(lambda: partition.redis.mget(keys))
         if all(texts):
             standings = [Standing.from_json(text) for text in texts if text and text != UNKNOWN]
             return {standing.request: standing for standing in standings}
-        if time.monotonic() > deadline:
+        if asyncio.get_running_loop().time() > deadline:
             raise TimeoutError
         await asyncio.sleep(POLL_S)
 

@@ -30,12 +30,22 @@ def test_the_same_seed_decides_the_same() -> None:
     for world in worlds:
         world.run(500)
     assert worlds[0].now_ms == worlds[1].now_ms
-    assert [w.fleet["e1"].outstanding for w in worlds][0] == worlds[1].fleet["e1"].outstanding
+    assert worlds[0].fleet["e1"].outstanding == worlds[1].fleet["e1"].outstanding
 
 
 def test_the_command_reports_every_size(tmp_path: Path) -> None:
     out = tmp_path / "policy.json"
-    command = [sys.executable, "-m", "benchmarks.policy", "--json", "--decisions", "500", "--waiting", "300", "--engines"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.policy",
+        "--json",
+        "--decisions",
+        "500",
+        "--waiting",
+        "300",
+        "--engines",
+    ]
     done = subprocess.run(
         [*command, "3", "12", "--out", str(out)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True, timeout=100,

@@ -37,7 +37,7 @@ def test_without_the_extra_it_prints_the_install_line(monkeypatch: pytest.Monkey
 def test_help_names_every_command(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("up", "scheduler", "engine", "bench-engine", "demo", "show", "doctor"):
+    for command in ("up", "scheduler", "engine", "bench-engine", "simulate", "demo", "show", "doctor"):
         assert f" {command} " in text
 
 
@@ -80,16 +80,18 @@ def test_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert "engines" in capsys.readouterr().out
 
 
-def test_scheduler_engine_and_bench_become_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduler_engine_bench_and_simulate_become_their_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _path, command: became.append(command[1:]))
     assert main(["scheduler", "--redis-url", "redis://x"]) == 0
     assert main(["engine", "--kind", "sim", "--verbose", "--help"]) == 0
     assert main(["bench-engine", "--json", "--verbose"]) == 0
+    assert main(["simulate", "chat", "--engines", "1-2"]) == 0
     assert became == [
         ["-m", "parrot_mq.scheduler", "--redis-url", "redis://x"],
         ["-m", "parrot_workers", "--kind", "sim", "--verbose", "--help"],
         ["-m", "parrot_workers.bench", "--json", "--verbose"],
+        ["-m", "parrot_workers.simulation", "chat", "--engines", "1-2"],
     ]
 
 

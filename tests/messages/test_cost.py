@@ -79,7 +79,18 @@ def test_a_heartbeat_of_an_older_process_has_the_defaults_of_what_it_does_not_kn
     assert CostModel.from_json(old) == CostModel(0.1, 2.0, 0.25, 0.125, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", '{"decode_base_ms": "fast"}', '{"decode_base_ms": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        '{"decode_base_ms": -1}',
+        '{"shared_saving": 1.5}',
+        '{"decode_base_ms": "fast"}',
+        '{"decode_base_ms": null}',
+    ],
+)
 def test_what_is_no_cost_model_is_said_so(text: str) -> None:
     with pytest.raises(ValueError):
         CostModel.from_json(text)

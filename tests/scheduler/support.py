@@ -134,15 +134,16 @@ class App:
 
 
 class StubEngine:
-    """An engine that answers each request with its inputs joined by "+", after ``before`` has been awaited."""
+    """An engine that answers each request with its inputs joined by "+", once its ``gate`` is open."""
 
-    def __init__(self, store: Store, name: str, *, model: str = "stub", slots: int = 8) -> None:
+    def __init__(self, store: Store, name: str, *, model: str = "stub", slots: int = 8, **fields: Any) -> None:
         self.store = store
-        self.record = EngineRecord(
-            name, "sim", model, EngineState.READY, max_num_seqs=slots, cost=CostModel(0.01, 0.5, 0.05)
-        )
+        fields.setdefault("cost", CostModel(0.01, 0.5, 0.05))
+        self.record = EngineRecord(name, "sim", model, EngineState.READY, max_num_seqs=slots, **fields)
         self.claims: list[Claim] = []
         self.plans: dict[str, str] = {}
+        self.hints: list[tuple[str, str]] = []
+        """Kind and text of the hints that came."""
         self.started = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -187,19 +188,27 @@ class StubEngine:
 
     async def _serve(self, store: EngineStore) -> None:
         after = "0"
-        while not self._ended:
-            assignments, controls = await store.receive(self.id, after, block_ms=50)
-            await asyncio.sleep(0)  # fakeredis' group read does not block, and with redis-py 8 does not yield either
-            after = controls[-1].entry_id if controls else after
-            await self._take(store, assignments)
+        async with asyncio.TaskGroup() as answers:
+            while not self._ended:
+                assignments, controls = await store.receive(self.id, after, block_ms=50)
+                self.hints += [(c.kind, c.text) for c in controls if c.kind in ("prefill", "retain", "release")]
+                await asyncio.sleep(0)  # fakeredis' group read does not block, nor yield with redis-py 8
+                after = controls[-1].entry_id if controls else after
+                if assignments:
+                    claims = await self._claim(store, assignments)
+                    if self.gate.is_set():
+                        await self._answer(store, claims)
+                    else:
+                        answers.create_task(self._answer(store, claims))
 
-    async def _take(self, store: EngineStore, assignments: list[Assignment]) -> None:
-        if not assignments:
-            return
+    async def _claim(self, store: EngineStore, assignments: list[Assignment]) -> list[Claim]:
         self.plans |= {a.request: a.plan_json for a in assignments}
         claims = [claim for claim in await store.start(self.id, assignments) if claim is not None]
         self.claims += claims
         self.started.set()
+        return claims
+
+    async def _answer(self, store: EngineStore, claims: list[Claim]) -> None:
         await self.gate.wait()
         for claim in claims:
             output = RequestSpec.from_json(claim.spec_json).output

@@ -93,8 +93,9 @@ class World:
                 self.core.make_ready(consumer, consumer.rev + 1)
 
     def orders(self) -> list[Order]:
+        rounds = 0
         while self.core.ahead.settle(self.now_ms, 10):
-            pass
+            assert (rounds := rounds + 1) < 10_000, "requests make each other look again for ever"
         self.core.ahead.check()
         orders = list(self.core.ahead.orders)
         self.core.ahead.orders.clear()
@@ -562,7 +563,8 @@ def test_whatever_happens_the_books_are_right_and_nothing_is_left_over(
 
     def look() -> None:
         for order in world.orders():
-            assert order.engine in core.engines
+            if order.engine not in core.engines:
+                continue  # it died before this was sent
             if order.kind is RELEASE:
                 kept.discard((order.engine, order.key))
             elif order.hint is not None and order.hint.retain_s:

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parrot_mq.messages import THROUGHPUT, RequestState
+from parrot_mq.messages import LATENCY, THROUGHPUT, RequestState
 from parrot_mq.scheduler import Scheduler
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import Reason, flight_digest, flights, plan_json
+from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.records import Lane
 from tests.scheduler.conftest import Start
 from tests.scheduler.support import QUICK, App, StubEngine, add, core_with, engine, placed, until
@@ -124,6 +125,11 @@ def test_the_most_urgent_stands_for_all() -> None:
     add(it, "slower", at_ms=3000)
     quick = add(it, "quick", at_ms=500)
     assert [node.id for node in it.ready] == [quick.id]
+    add(it, "before", at_ms=100, sampling={"seed": 8})
+    found = standing(it, "0-r-slower", 0.0)
+    assert found is not None
+    assert (found.held, found.num_before) == (False, 1)
+    it.finish(node_of(it, "before"))
     it.finish(quick)
     assert [node.id for node in it.ready] == ["0-r-slow"]
     it.want("0-v-slower", THROUGHPUT)
@@ -344,3 +350,20 @@ async def test_what_is_equal_and_on_a_dead_engine_runs_elsewhere(
     await engines("e2", slots=1)
     for output in outputs:
         assert (await app.get(output)).value == "text"
+
+
+async def test_siblings_that_are_equal_count_once(
+    app: App, engines: Callable[..., Awaitable[StubEngine]], running: Start
+) -> None:
+    """An engine that holds a group until all are there must not wait for those that have no sequence of their own."""
+    stub = await engines("e1", slots=8)
+    texts = [app.value(text) for text in ("one", "two", "three")]
+    maps = [app.call([text]) for text in (*texts, texts[0])]
+    final = app.call(maps)
+    requests = await app.submit()
+    await app.want(final, LATENCY)
+    running(Scheduler(app.store, ON))
+    assert (await app.get(final)).value == "one+two+three+one"
+    plans = [orjson.loads(stub.plans[request]) for request in requests[:4]]
+    assert len({plan["group"] for plan in plans}) == 1
+    assert [plan["group_size"] for plan in plans] == [3] * 4

@@ -39,9 +39,9 @@ def judge(report: P.Input, verdict: P.Output = P.output(max_tokens=100)) -> None
 
 
 @contextlib.asynccontextmanager
-async def leading(store: Store) -> AsyncIterator[Scheduler]:
+async def leading(store: Store, *, lane_credits: int = 0) -> AsyncIterator[Scheduler]:
     """A scheduler that leads."""
-    scheduler = Scheduler(store, QUICK)
+    scheduler = Scheduler(store, dataclasses.replace(QUICK, lane_credits=lane_credits))
     task = asyncio.create_task(scheduler.run())
     await scheduler.leading.wait()
     yield scheduler
@@ -94,7 +94,7 @@ async def test_a_chain_is_explained_to_its_beginning(fake_store: Store, session:
         assert first.placed.aim.objective_of == verdict.id
         assert explanation.note == ""
         judging, merging = f"its request judge ({explanation.producer.id})", f"merge ({report.producer.id})"
-        text, num_predicted = re.subn(r", predicted \d[\d.]* m?s$", "", str(explanation), flags=re.MULTILINE)
+        text, num_predicted = re.subn(r"; done in about \d[\d.]* m?s$", "", str(explanation), flags=re.MULTILINE)
         assert num_predicted == 2
         assert text.splitlines() == [
             f"verdict ({verdict.id}) is pending: {judging} waits for 1 input: report",
@@ -197,6 +197,25 @@ async def test_long_chains_and_diamonds_are_shown_once_and_bounded(fake_store: S
         at = judge(at, session=session)
     text = str(await at.explain())
     assert text.count("waits for") <= 2 * MAX_DEPTH + 2
+
+
+async def test_what_went_by_a_lane_says_what_it_is_for(fake_store: Store, session: P.Session) -> None:
+    async with engine(fake_store, "e0", slots=8), leading(fake_store, lane_credits=8):
+        await until(lambda: fake_store.client.exists("pmq:{p0}:lanes"))
+        first = judge("x", session=session)
+        verdict = judge(first, session=session)
+        await verdict.published()
+        reading = asyncio.create_task(verdict.get(timeout_s=60))
+
+        async def runs() -> bool:
+            request = await info(first)
+            return request.state is RequestState.RUNNING and bool(request.aim.objective)
+
+        await until(runs)
+        text = str(await first.explain())
+        reading.cancel()
+        assert f"for latency, deduced from what is asked of {verdict.id}" in text
+        assert "placed on e0: no other engine serves its model, and nothing waited" in text
 
 
 async def test_a_request_that_is_done_needs_no_reason(fake_store: Store, session: P.Session) -> None:

@@ -26,7 +26,7 @@ async def leader(lab: Lab) -> AsyncIterator[str]:
 def said(request: str) -> Standing:
     engines = (EngineAnswer("e0", Refusal.FULL, 12.5, 9, 8), EngineAnswer("e1", None, 40.0, 0, 8))
     aim = Aim("latency", "0-v-x", "0-r-x", 4)
-    return Standing(request, RequestState.READY, aim, "", False, 3, 2, 2, engines, 100, 20)
+    return Standing(request, RequestState.READY, aim, "", False, "", 3, 2, 2, engines, 100, 20)
 
 
 async def test_a_question_is_answered(lab: Lab, leader: str) -> None:

@@ -63,6 +63,6 @@ def test_figures_are_medians_of_the_rounds() -> None:
 
 
 def test_an_output_that_is_cut_short_is_no_measurement() -> None:
-    engine = SimEngine(clock=InstantClock(), max_model_len=16)
+    engine = SimEngine(clock=InstantClock(), max_model_len=64)
     with pytest.raises(EngineFault, match="tokens came out, not 64"):
         list(measure(engine, Work(40, 32, 64, range(10)), [1], 1))

@@ -66,20 +66,20 @@ async def test_an_idle_engine_whose_books_are_wrong_ends(
         async with working(open_real, lambda: engine, store=short) as worker:
             asked = await real_desk.ask("echo:one", dispatch_to=worker.engine_id)
             assert await real_desk.value(asked) == "one"
-            engine._num_used_blocks += 1
+            engine._running_tokens += 1
             await asyncio.sleep(PATIENCE_S)
 
     with pytest.raises(ExceptionGroup) as raised:
         await until_it_ends()
     (error,) = raised.value.exceptions
     assert isinstance(error, EngineFailed)
-    assert "1 blocks in use, running sequences have 0" in str(error)
+    assert "1 tokens run, sequences have 0" in str(error)
 
 
 async def test_a_sequence_the_engine_gave_up_is_retried(desk: Any, open_store: Any, working: Any) -> None:
     class Moody(SimEngine):
         def step(self) -> list[SequenceOutput]:
-            for sequence_id in list(self._running):
+            for sequence_id in self.running:
                 self.abort(sequence_id)
             return super().step()
 

@@ -282,8 +282,8 @@ async def test_what_the_engine_gives_up_is_retried_for_each(desk: Any, open_stor
 
         def step(self) -> list[SequenceOutput]:
             outputs = super().step()
-            if self.stats().num_generated_tokens == 3 and self._running:
-                self.abort(next(iter(self._running)))
+            if self.stats().num_generated_tokens == 3 and self.running:
+                self.abort(self.running[0])
             return outputs
 
     engine = Moody(clock=InstantClock())

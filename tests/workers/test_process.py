@@ -125,6 +125,10 @@ async def test_a_suspended_process_is_replaced_and_fenced_out_when_it_wakes_up(
         (["--model", "/no/such/folder"], "error: --model /no/such/folder: there is no folder /no/such/folder; give"),
         (["--kind", "sim", "--name", "a b"], "error: 'a b' cannot be a model's name"),
         (["--kind", "sim", "--cost", "{"], "error: --cost '{' is no JSON object"),
+        (
+            ["--kind", "sim", "--cost", '{"shared_saving": 2}'],
+            "error: --cost '{\"shared_saving\": 2}' is no JSON object",
+        ),
         (["--kind", "sim", "--redis-url", "http://x"], "error: 'http://x' is not a Redis URL"),
     ],
 )
@@ -181,8 +185,9 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_options_of_a_simulated_engine() -> None:
-    options = parse_options(["--kind", "sim", "--cost", '{"decode_base_ms": 1}', "--instant", "--max-num-seqs", "3"])
-    assert options.cost == CostModel(decode_base_ms=1.0)
+    cost = '{"decode_base_ms": 1, "prefill_per_pair_ms": 0.001, "shared_saving": 0.5}'
+    options = parse_options(["--kind", "sim", "--cost", cost, "--instant", "--max-num-seqs", "3"])
+    assert options.cost == CostModel(decode_base_ms=1.0, prefill_per_pair_ms=0.001, shared_saving=0.5)
     assert (options.instant, options.max_num_seqs) == (True, 3)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from parrot_mq.messages import CostModel, SamplingParams
 from parrot_workers.engine.port import EnginePort, FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.sim import InstantClock, RealClock, SimEngine
-from parrot_workers.sim.prefix_cache import PrefixCache
-from parrot_workers.sim.script import count_tokens, write_script
+from parrot_workers.sim.content import count_tokens
+from parrot_workers.sim.script import write_script
 
 
 def sequence(
@@ -46,6 +46,12 @@ def test_the_text_depends_on_prompt_and_seed_alone() -> None:
     other = run(instant(), sequence("a", "Tell me", max_tokens=20, seed=1))["a"][-1]
     assert other.full_text != alone.full_text
     assert run(instant(), sequence("a", "Tell you", max_tokens=20))["a"][-1].full_text != alone.full_text
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 100])
+def test_an_output_counts_its_tokens_in_the_prompt_that_reads_it(num_tokens: int) -> None:
+    script = write_script("Tell me", SamplingParams(max_tokens=num_tokens), 0, 1000)
+    assert len(script.token_ids) == count_tokens(script.text) == num_tokens
 
 
 def test_the_text_is_the_same_in_every_process() -> None:
@@ -197,13 +203,14 @@ def test_costs_follow_the_model_and_cached_prefixes_are_free() -> None:
     )
     engine = SimEngine(cost=cost, clock=clock)
     prompt = "z" * 4 * 32
-    run(engine, sequence("a", prompt, max_tokens=2))
-    assert clock.elapsed_ms == 32 + 2 * 12
+    run(engine, sequence("a", prompt, max_tokens=3))
+    assert clock.elapsed_ms == 32 + 2 * 12  # the first token comes with the prompt
     cached = run(engine, sequence("b", prompt + "z" * 4 * 8, max_tokens=1))["b"][-1]
     assert cached.num_cached_tokens == 32
-    assert clock.elapsed_ms == 32 + 2 * 12 + 8 + 12
+    assert clock.elapsed_ms == 32 + 2 * 12 + 10  # 8 tokens of prompt: the weights are read for longer
     assert engine.stats().num_cached_tokens == 32
     assert engine.stats().num_prefill_tokens == 40
+    assert engine.totals.num_decoded == 2
 
 
 def test_an_engine_whose_announced_cost_is_wrong_says_so() -> None:
@@ -228,13 +235,195 @@ def test_long_prompts_are_prefilled_in_parts() -> None:
     assert engine.step()[0].finish is FinishReason.LENGTH
 
 
+def cached_tokens(engine: SimEngine, prompt: str, salt: str = "") -> int:
+    given = SequenceInput("probe", (PromptSegment(prompt),), SamplingParams(max_tokens=1), salt=salt)
+    return run(engine, given)["probe"][-1].num_cached_tokens
+
+
 def test_the_prefix_cache_separates_tenants_and_forgets_the_oldest() -> None:
-    cache = PrefixCache(block_size=1, num_blocks=3)
-    assert cache.read("aaaabbbbcc", "acme") == 0
-    assert cache.read("aaaabbbbcc", "acme") == 2
-    assert cache.read("aaaabbbb", "other") == 0
-    assert cache.read("aaaa", "other") == 1
-    assert cache.read("aaaabbbb", "acme") == 0
+    engine = instant(block_size=1, num_blocks=8)
+    assert cached_tokens(engine, "aaaabbbbcccc", "acme") == 0
+    assert cached_tokens(engine, "aaaabbbbcccc", "acme") == 2  # never the last token
+    assert cached_tokens(engine, "aaaabbbb", "other") == 0
+    assert cached_tokens(engine, "aaaabbbb", "other") == 1
+    assert cached_tokens(engine, "ddddeeeeffffgggg", "acme") == 0  # takes the place of the oldest
+    assert cached_tokens(engine, "aaaabbbbcccc", "acme") < 2
+    engine.check()
+
+
+def test_without_a_prefix_cache_nothing_is_found_again_or_shared() -> None:
+    engine = instant(enable_prefix_caching=False)
+    prompt = "p" * 4 * 64
+    assert cached_tokens(engine, prompt) == cached_tokens(engine, prompt) == 0
+    run(engine, *[sequence(str(n), prompt, max_tokens=5) for n in range(4)])
+    assert engine.totals.num_shared_tokens == 0
+
+
+def test_generated_tokens_are_found_again_by_their_ids() -> None:
+    engine = instant()
+    said = run(engine, sequence("a", "q" * 4 * 16, max_tokens=33))["a"][-1]
+    segments = (PromptSegment("q" * 4 * 16), PromptSegment(said.full_text, True, said.full_token_ids))
+    again = run(engine, SequenceInput("b", segments, SamplingParams(max_tokens=1)))["b"][-1]
+    assert again.num_prompt_tokens == 16 + 33
+    assert again.num_cached_tokens == 16 + 32
+
+
+def test_sequences_that_share_a_prefix_read_and_hold_it_once() -> None:
+    engine = instant(num_blocks=100)
+    steps: list[Any] = []
+    engine.on_step = lambda work, took_ms: steps.append(work)
+    shared = "s" * 4 * 64
+    for n in range(3):
+        engine.add(sequence(str(n), shared + f"{n}" * 4 * 16, max_tokens=17))
+    engine.step()
+    # 4 blocks in common; 1 of its own prompt and 2 for the output of each
+    assert engine.stats().num_free_blocks == 100 - 4 - 3 * 3
+    engine.step()
+    assert steps[0].num_prefill_tokens == 80 + 16 + 16
+    assert (steps[1].num_decoding, steps[1].context_tokens, steps[1].shared_tokens) == (3, 3 * 81, 2 * 64)
+    engine.check()
+    engine.abort("1")
+    engine.step()
+    assert (steps[2].context_tokens, steps[2].shared_tokens) == (2 * 82, 64)
+    while engine.has_work():
+        engine.step()
+    engine.check()
+
+
+def test_the_sum_of_running_tokens_is_bounded() -> None:
+    engine = instant(max_running_tokens=100)
+    for name in "abc":
+        engine.add(sequence(name, name * 4 * 30, max_tokens=20))
+    engine.step()
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (2, 1)
+    whole = run(instant(max_running_tokens=100), sequence("long", "x" * 4 * 200, max_tokens=5))["long"][-1]
+    assert whole.finish is FinishReason.LENGTH  # alone, what exceeds the bound runs all the same
+
+
+def hint(name: str, prompt: str) -> SequenceInput:
+    return SequenceInput(name, (PromptSegment(prompt),), SamplingParams())
+
+
+def test_a_prompt_is_computed_ahead_where_nothing_else_runs() -> None:
+    clock = InstantClock()
+    engine = SimEngine(cost=CostModel(1.0, 10.0, 0.0), clock=clock)
+    engine.prefill(hint("h", "h" * 4 * 40))
+    assert [(output.id, output.finish) for output in engine.step()] == [("h", FinishReason.PREFILLED)]
+    assert clock.elapsed_ms == 32  # two full blocks
+    assert cached_tokens(engine, "h" * 4 * 40) == 32
+    assert engine.totals.num_ahead_tokens == 32
+    engine.prefill(hint("again", "h" * 4 * 40))
+    assert [output.finish for output in engine.step()] == [FinishReason.PREFILLED]
+    assert engine.totals.num_ahead_tokens == 32
+    assert not engine.has_work()
+    engine.check()
+
+
+def test_what_is_computed_ahead_hardly_holds_up_what_runs_and_gives_way_to_it() -> None:
+    engine = instant(num_blocks=256, max_num_batched_tokens=256)
+    engine.add(sequence("a", "a" * 4 * 16, max_tokens=100))
+    engine.step()
+    engine.prefill(hint("h", "h" * 4 * 16 * 40))
+    assert [output.id for output in engine.step()] == ["a"]
+    assert engine.totals.num_ahead_tokens == 64
+    engine.add(sequence("b", "b" * 4 * 16, max_tokens=16 * 220))
+    outputs = engine.step()
+    assert ("h", FinishReason.ABORTED) in [(output.id, output.finish) for output in outputs]
+    assert engine.stats().num_running == 2
+    engine.check()
+
+
+def test_hints_are_bounded_and_can_be_taken_back() -> None:
+    engine = instant()
+    for n in range(70):
+        engine.prefill(hint(str(n), f"{n:04}" * 32))
+    engine.abort("3")
+    ended = {output.id: output.finish for _ in range(70) for output in engine.step()}
+    assert len(ended) == 70
+    assert [name for name, finish in ended.items() if finish is FinishReason.ABORTED] == [*map(str, range(64, 70)), "3"]
+    assert not engine.has_work()
+
+
+def test_a_retained_prefix_outlasts_what_was_used_later() -> None:
+    now_s = 0.0
+    engine = instant(block_size=1, num_blocks=10, now_s=lambda: now_s)
+    kept, other = "kkkk" * 4, "oooo" * 4
+
+    def crowd() -> None:
+        for n in range(3):
+            cached_tokens(engine, f"{n}{n}{n}{n}" * 4 + "tail")
+        engine.check()
+
+    cached_tokens(engine, kept)
+    cached_tokens(engine, other)
+    engine.retain("key", (PromptSegment(kept),), "", 100.0)
+    crowd()
+    assert cached_tokens(engine, other) == 0
+    assert cached_tokens(engine, kept) == 3
+    engine.release("key")
+    crowd()
+    assert cached_tokens(engine, kept) == 0
+    engine.retain("key", (PromptSegment(kept),), "", 200.0)
+    now_s = 200.0
+    crowd()
+    assert cached_tokens(engine, kept) == 0
+
+
+def test_members_of_a_task_group_are_admitted_together() -> None:
+    engine = instant()
+    engine.add(sequence("busy", "x", max_tokens=50))
+    engine.step()
+
+    def member(name: str) -> SequenceInput:
+        segments = (PromptSegment("m" * 4 * 32 + name),)
+        return SequenceInput(name, segments, SamplingParams(max_tokens=5), group="g", group_size=3)
+
+    engine.add(member("1"))
+    assert [output.id for output in engine.step()] == ["busy"]
+    engine.add(member("2"))
+    engine.add(member("3"))
+    assert [output.id for output in engine.step()] == ["busy", "1", "2", "3"]
+    engine.add(member("late"))
+    for _ in range(2):
+        engine.step()
+    assert "late" in [output.id for output in engine.step()]
+
+
+@given(st.data())
+def test_the_books_agree_with_what_runs(data: st.DataObject) -> None:
+    engine = instant(num_blocks=24, block_size=4, max_num_seqs=4, max_num_batched_tokens=24, max_running_tokens=80)
+    prompts = st.lists(st.sampled_from(["aaaa" * 4, "bbbb" * 4, "cccc" * 8, "dd"]), min_size=1, max_size=3).map("".join)
+    added: list[str] = []
+    ended: list[str] = []
+    for number in range(data.draw(st.integers(1, 25))):
+        action = data.draw(st.sampled_from(["add", "add", "step", "step", "abort", "prefill", "retain", "release"]))
+        name, prompt = str(number), data.draw(prompts)
+        if action in ("add", "prefill"):
+            given = SequenceInput(
+                name,
+                (PromptSegment(prompt),),
+                SamplingParams(max_tokens=data.draw(st.integers(1, 12))),
+                rank=data.draw(st.integers(0, 2)),
+                group=data.draw(st.sampled_from(["", "g"])),
+                group_size=2,
+            )
+            added.append(name)
+            getattr(engine, action)(given)
+        elif action == "step":
+            ended += [output.id for output in engine.step() if output.finish]
+        elif action == "abort" and added:
+            engine.abort(data.draw(st.sampled_from(added)))
+        elif action == "retain":
+            engine.retain(data.draw(st.sampled_from("xy")), (PromptSegment(prompt),), "", 1e12)
+        elif action == "release":
+            engine.release(data.draw(st.sampled_from("xy")))
+        engine.check()
+    for _ in range(300):
+        ended += [output.id for output in engine.step() if output.finish]
+        engine.check()
+    assert not engine.has_work()
+    assert sorted(ended) == sorted(added)
+    assert engine.stats().num_free_blocks == 24
 
 
 def test_close_forgets_everything() -> None:

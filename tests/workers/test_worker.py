@@ -10,7 +10,7 @@ import pytest
 from parrot_mq.messages import Binding, CostModel, Transform, TransformKind
 from parrot_mq.settings import StoreSettings
 from parrot_workers.engine.port import SequenceInput
-from parrot_workers.sim import SimEngine
+from parrot_workers.sim import InstantClock, SimEngine
 
 FREE = CostModel(0, 0, 0)
 
@@ -34,6 +34,24 @@ async def test_many_requests_share_the_engine(desk: Any, open_store: Any, workin
             for number in range(40)
         ]
         assert [await desk.value(one) for one in asked] == [str(number) for number in range(40)]
+
+
+async def test_an_engine_that_is_slower_than_announced_says_so_in_its_heartbeat(
+    desk: Any, open_store: Any, working: Any
+) -> None:
+    def make() -> SimEngine:
+        return SimEngine(
+            cost=CostModel(decode_base_ms=0.1), true_cost=CostModel(decode_base_ms=2), clock=InstantClock()
+        )
+
+    async with working(open_store, make) as worker:
+        announced = await desk.engine()
+        assert announced.cost.decode_base_ms == 0.1
+        asked = await desk.ask("Say", sampling={"max_tokens": 200}, dispatch_to=worker.engine_id)
+        await desk.value(asked)
+        step_ms = CostModel(decode_base_ms=2).decode_step_ms(1, 0)
+        learned = await desk.engine(lambda record: record.cost.decode_step_ms(1, 0) > 0.9 * step_ms)
+        assert learned.cost.decode_step_ms(1, 0) < 1.1 * step_ms
 
 
 async def test_generated_ids_are_kept_with_a_value_and_given_to_the_next(

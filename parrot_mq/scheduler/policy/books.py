@@ -93,8 +93,10 @@ def is_urgent(node: RequestNode) -> bool:
 
 
 def is_throughput(node: RequestNode) -> bool:
-    """Whether only the work done per second matters for ``node``."""
-    return node.objective is not None and node.objective.kind is ObjectiveKind.THROUGHPUT
+    """Whether only the work done per second matters for ``node``, as far as anybody has said: a request that nobody
+    has asked for yet counts as such. Who asks is heard within a moment of the submit, and changes it.
+    """
+    return not is_urgent(node)
 
 
 def tpot_ms(node: RequestNode) -> int:

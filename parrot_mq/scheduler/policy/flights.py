@@ -7,6 +7,7 @@ engine compares the prompts themselves.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import heapq
 import itertools
@@ -45,8 +46,7 @@ def flight_digest(node: RequestNode) -> str | None:
     if not node.call_digest:
         return None
     inputs = {variable.id: variable for variable in node.inputs}
-    key = hashlib.sha256(b"parrot_mq flight " + node.tenant.encode()).digest()
-    digest = hashlib.blake2b(node.call_digest, digest_size=DIGEST_BYTES, key=key)
+    digest = hashlib.blake2b(node.call_digest, digest_size=DIGEST_BYTES, key=_key_of(node.tenant))
     for name, binding in sorted(node.bindings.items()):
         if (text := binding.get("text")) is not None:
             kind, value = "v", text_digest(text.encode(errors="surrogatepass"))
@@ -57,6 +57,11 @@ def flight_digest(node: RequestNode) -> str | None:
             kind, value = ("r" if variable.id in node.raw_inputs else "v"), variable.digest
         digest.update(orjson.dumps([name, kind, value]))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _key_of(tenant: str) -> bytes:
+    return hashlib.sha256(b"parrot_mq flight " + tenant.encode()).digest()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -124,6 +129,11 @@ class Flights:
         """Whether a ready request waits here, be it in the queue itself or behind another."""
         equals = self._ready.get(node.flight or "")
         return equals is not None and node in equals
+
+    def stands_for(self, node: RequestNode) -> RequestNode | None:
+        """Return who stands in the queue for a ready request that waits here; None if it is to board."""
+        equals = self._ready.get(node.flight or "")
+        return equals.standing if equals is not None and node in equals else None
 
     @property
     def is_boarding(self) -> bool:

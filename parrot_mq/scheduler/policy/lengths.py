@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from parrot_mq.messages import LengthHistogram
 from parrot_mq.scheduler.nodes import RequestNode
 
-HIGH = 0.9
-"""Memory is set aside for this share of a function's outputs."""
 MAX_FUNCTIONS = 10_000
 
 Lengths = dict[int, LengthHistogram]
@@ -55,7 +53,7 @@ class OutputLengths:
     def high(self, node: RequestNode) -> int:
         """Return a number of output tokens that nine in ten outputs do not exceed, for memory."""
         seen = self._seen(node)
-        return node.max_tokens if seen is None else _towards_limit(seen.quantile(HIGH), seen.count, node.max_tokens)
+        return node.max_tokens if seen is None else _towards_limit(seen.high, seen.count, node.max_tokens)
 
     def recall(self, tenant: str, function: str, lengths: Mapping[int, LengthHistogram]) -> None:
         """Take in what an earlier leader has learned; what was learned since then stays."""

@@ -167,7 +167,7 @@ class EngineLoad:
             own_ms = tpot_ms(node)
             if own_ms and not 0 < bound_ms < own_ms:
                 bound_ms = own_ms
-        elif kind is ObjectiveKind.THROUGHPUT and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
+        elif kind in (None, ObjectiveKind.THROUGHPUT) and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
             return False
         tokens = node.prompt_tokens + node.output_tokens - record.cost.shared_saving * shared
         return not bound_ms or tokens <= self._tokens_within(bound_ms)

@@ -10,11 +10,22 @@ later finds the first one's prefix in the cache.
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
-from parrot_workers.engine.sequence import Sequence
+from parrot_workers.engine.port import SequenceInput
 
 MAX_HELD = 2
 """Plans that a group is held for: a step or two hide the milliseconds in which the rest arrives."""
+
+
+class Member(Protocol):
+    """A sequence, as far as its task group goes; ``place`` is its rank and age in the queue."""
+
+    @property
+    def source(self) -> SequenceInput:
+        """What its owner asked for."""
+
+    place: tuple[float, int]
 
 
 @dataclasses.dataclass(slots=True)
@@ -23,7 +34,7 @@ class _Group:
     num_expected: int
     num_come: int = 0
     num_held: int = 0
-    waiting: set[Sequence] = dataclasses.field(default_factory=set)
+    waiting: set[Member] = dataclasses.field(default_factory=set)
 
     @property
     def is_held(self) -> bool:
@@ -40,7 +51,7 @@ class Siblings:
         """Number of groups."""
         return len(self._groups)
 
-    def come(self, sequence: Sequence) -> None:
+    def come(self, sequence: Member) -> None:
         """A sequence begins to wait; it gets its place beside those of its group."""
         source = sequence.source
         if not source.group or source.group_size < 2:
@@ -53,7 +64,7 @@ class Siblings:
         group.waiting.add(sequence)
         sequence.place = group.place
 
-    def leave(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Member) -> None:
         """A sequence waits no more; one that is in no group is ignored."""
         group = self._groups.get(_key(sequence)) if sequence.source.group else None
         if group is not None:
@@ -66,11 +77,11 @@ class Siblings:
         for group in self._groups.values():
             group.num_held += 1
 
-    def holds(self, sequence: Sequence) -> bool:
+    def holds(self, sequence: Member) -> bool:
         """Whether a waiting sequence should be passed over in this plan because others of its group are coming."""
         group = self._groups.get(_key(sequence)) if sequence.source.group else None
         return group is not None and sequence in group.waiting and group.is_held
 
 
-def _key(sequence: Sequence) -> tuple[str, str]:
+def _key(sequence: Member) -> tuple[str, str]:
     return sequence.source.salt, sequence.source.group

@@ -13,10 +13,11 @@ from parrot_workers.engine.port import FinishReason
 
 WORDS = re.findall(
     r"\w+",
-    "the a of and to in is that it for on with as at by from this be are was or an will can not has have all one when "
-    "more time work plan team data test code step file list user call graph queue token model value parrot cache block "
-    "batch stream key",
+    "the and for are was can not has all one two new now who how why our its key row job map bit set run log end cut "
+    "way day ask see say use try put get let may any few old big top low far",
 )
+"""Each is four bytes with the space before it, which is what a token is taken for: an output of n tokens that another
+prompt reads counts as n tokens there."""
 
 ECHO = "echo:"
 """A prompt that holds this is answered with the text behind its last occurrence, word by word."""
@@ -28,11 +29,6 @@ VOCABULARY_SIZE = 50_000
 def token_id(piece: str) -> int:
     """Return the id of a piece of text: a hash, since no simulated consumer decodes it."""
     return zlib.crc32(piece.encode(errors="surrogatepass")) % VOCABULARY_SIZE
-
-
-def count_tokens(text: str) -> int:
-    """Return how many tokens ``text`` is taken for: one for every four bytes, rounded up."""
-    return -(-len(text.encode(errors="surrogatepass")) // 4)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,15 +8,18 @@ from parrot_workers.simulation.errors import Deadlock, OutOfTime, SimulationErro
 from parrot_workers.simulation.profiles import Profile, load_profile, profile_names
 from parrot_workers.simulation.run import simulate
 from parrot_workers.simulation.setup import EngineSetup
+from parrot_workers.simulation.wire import Loss, Traffic
 from parrot_workers.simulation.world import World
 
 __all__ = [
     "Deadlock",
     "EngineSetup",
+    "Loss",
     "OutOfTime",
     "Profile",
     "SimulationError",
     "TooSlow",
+    "Traffic",
     "World",
     "load_profile",
     "profile_names",

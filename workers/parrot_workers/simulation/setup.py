@@ -13,8 +13,10 @@ class EngineSetup:
     """``count`` equal engines that serve ``model``.
 
     ``name`` is what the world calls them: with a number where there are several. ``max_running_tokens`` limits the sum
-    of prompt and output lengths that run at once; 0: only the KV memory does. ``true_cost`` is what steps really cost;
-    None: what the profile says, which is what the engine announces.
+    of prompts and longest outputs that run at once; 0: only the KV memory does. A step computes at most
+    ``max_num_batched_tokens``. ``true_cost`` is what steps really cost; None: what the profile says, which is what the
+    engine announces. Outputs have ``mean_output_tokens`` on average (0: always ``max_tokens``) unless they
+    ``ignore_eos``.
     """
 
     profile: Profile
@@ -23,6 +25,8 @@ class EngineSetup:
     model: str = "sim"
     prefix_caching: bool = True
     max_running_tokens: int = 0
+    max_num_batched_tokens: int = 2048
+    mean_output_tokens: int = 0
     true_cost: CostModel | None = None
 
     def names(self) -> list[str]:

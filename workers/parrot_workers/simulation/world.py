@@ -21,9 +21,10 @@ from parrot_workers.simulation.errors import SimulationError
 from parrot_workers.simulation.memory_redis import MemoryRedis
 from parrot_workers.simulation.setup import EngineSetup
 from parrot_workers.simulation.step_task import StepTask
+from parrot_workers.simulation.timings import Timings
 from parrot_workers.simulation.wire import Traffic, Wire
 from parrot_workers.worker.shell import EngineWorker
-from parrot_workers.worker.stepper import Event
+from parrot_workers.worker.stepper import Event, Stepped
 
 READY_S = 30.0
 """Virtual time in which a component must be ready."""
@@ -54,8 +55,8 @@ class _Leader:
 class World:
     """What ``main`` of a simulation is given.
 
-    ``client`` is connected; ``random`` is seeded; ``traffic`` counts what goes to Redis, and injects failures. Engines
-    and schedulers go by names.
+    ``client`` is connected; ``random`` is seeded; ``traffic`` counts what goes to Redis, and injects failures;
+    ``timings`` are those of each request's tokens. Engines and schedulers go by names.
     """
 
     client: Client
@@ -70,6 +71,7 @@ class World:
     ) -> None:
         self.random = random.Random(f"{seed} application")
         self.traffic = Traffic()
+        self.timings = Timings()
         self._seed = seed
         self._scheduler_settings = scheduler
         self._worker_settings = worker
@@ -196,12 +198,23 @@ class World:
             max_model_len=profile.max_model_len,
             block_size=profile.block_size,
             num_blocks=profile.num_blocks,
+            true_cost=setup.true_cost,
+            enable_prefix_caching=setup.prefix_caching,
+            max_running_tokens=setup.max_running_tokens,
+            max_num_batched_tokens=setup.max_num_batched_tokens,
+            mean_output_tokens=setup.mean_output_tokens,
+            now_s=self._loop.time,
         )
 
         steppers: list[StepTask] = []
 
         def make_stepper(make: Callable[[], EnginePort], deliver: Callable[[Event], None]) -> StepTask:
-            steppers.append(StepTask(make, deliver, clock))
+            def observe(event: Event) -> None:
+                if isinstance(event, Stepped):
+                    self.timings.note(self.now_s(), event.outputs)
+                deliver(event)
+
+            steppers.append(StepTask(make, observe, clock))
             return steppers[0]
 
         worker = EngineWorker(

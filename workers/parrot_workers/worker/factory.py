@@ -28,7 +28,11 @@ def engine_factory(options: Options) -> Callable[[], EnginePort]:
 
 
 def _sim(options: Options) -> EnginePort:
-    sizes: dict[str, Any] = {"max_num_seqs": options.max_num_seqs, "max_model_len": options.max_model_len}
+    sizes: dict[str, Any] = {
+        "max_num_seqs": options.max_num_seqs,
+        "max_model_len": options.max_model_len,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+    }
     return SimEngine(
         options.name,
         cost=options.cost,
@@ -72,6 +76,7 @@ def _torch(options: Options) -> EnginePort:
         kv_dtype=options.kv_dtype,
         calibrate=options.calibrate,
         speculate=options.speculate,
+        enable_prefix_caching=options.prefix_caching,
         **{name: value for name, value in given.items() if value is not None},
     )
     engine: EnginePort = Engine(settings, on_step=StepLog(options.step_log) if options.step_log else None)

@@ -44,6 +44,7 @@ class Options:
     tensor_parallel_size: int | None
     calibrate: bool
     speculate: bool
+    prefix_caching: bool
     profile: str | None
     step_log: str | None
     drain_timeout_s: float | None
@@ -87,7 +88,9 @@ def _cost(text: str) -> CostModel:
         return CostModel(**{name: float(value) for name, value in orjson.loads(text).items()})
     except (ValueError, TypeError, AttributeError):
         names = ", ".join(field.name for field in dataclasses.fields(CostModel))
-        raise ConfigError(f"--cost {text!r} is no JSON object of milliseconds by name; the names are {names}") from None
+        raise ConfigError(
+            f"--cost {text!r} is no JSON object of milliseconds by name, none negative; the names are {names}"
+        ) from None
 
 
 def _positive(kind: type) -> Callable[[str], float]:
@@ -127,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensor-parallel-size", type=_positive(int), metavar="N", help="processes that compute one model together")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")
+    add(
+        "--no-prefix-caching",
+        dest="prefix_caching",
+        action="store_false",
+        help="compute every prompt whole, as a baseline does",
+    )
     add("--profile", metavar="FOLDER", help="write a trace of some steps by torch's profiler, to open in Perfetto")
     add("--step-log", metavar="FILE", help="append a line of JSON with sizes and times of each step")
     add("--drain-timeout-s", type=float, metavar="S", help="how long requests may go on after SIGTERM")
@@ -134,5 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     sim = parser.add_argument_group("simulated engines")
     sim.add_argument("--instant", action="store_true", help="spend no time")
     sim.add_argument("--mean-output-tokens", type=int, default=0, metavar="N", help="default: always max_tokens")
-    sim.add_argument("--cost", default="", metavar="JSON", help="such as '{\"decode_base_ms\": 5}', in milliseconds")
+    sim.add_argument(
+        "--cost", default="", metavar="JSON", help="what work costs: '{\"decode_base_ms\": 5}', in milliseconds"
+    )
     return parser

@@ -63,11 +63,6 @@ class Follow:
         """Whether it is to end."""
         return self.ended or monotonic_s() > self.deadline_s
 
-    def end(self) -> None:
-        """Have it end."""
-        self.ended = True
-        self.fresh.set()
-
 
 class StreamedPrefills:
     """The values that are followed. Owned by the worker's event loop; ``follow`` runs as long as there is one.
@@ -119,13 +114,13 @@ class StreamedPrefills:
     def end(self, key: str) -> None:
         """Follow no more for a hint's key; unknown ones are ignored."""
         if (follow := self._follows.get(key)) is not None:
-            follow.end()
+            self._end(follow)
 
     def close(self) -> None:
         """Follow nothing more, now and later."""
         self._closed = True
         for follow in self._follows.values():
-            follow.end()
+            self._end(follow)
 
     async def follow(
         self, partition: Partition, key: str, variable: str, prefix: tuple[PromptSegment, ...], salt: str
@@ -159,10 +154,18 @@ class StreamedPrefills:
         self._by_variable[follow.variable].remove(follow)
         if not self._by_variable[follow.variable]:
             del self._by_variable[follow.variable]
+        if follow.outstanding and follow.is_over:
+            self._end(follow)
+        self._by_prefill.pop(follow.outstanding, None)
+
+    def _end(self, follow: Follow) -> None:
+        """Have a follow end, and at once what the engine is doing for it."""
+        follow.ended = True
+        follow.fresh.set()
         if follow.outstanding:
             del self._by_prefill[follow.outstanding]
-            if follow.is_over:
-                self._stepper.abort(follow.outstanding)
+            self._stepper.abort(follow.outstanding)
+            follow.outstanding = ""
 
     # Where the value is made ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,20 @@
+"""The reference's experiments by name."""
+
+from benchmarks.apps.bench import Experiment
+from benchmarks.apps.experiments.multi_agent import MULTI_AGENT
+from benchmarks.apps.experiments.serving import COPILOT, GPTS_SERVING, MIXED
+from benchmarks.apps.experiments.summarise import CHAIN, CHAIN_BACKGROUND, CONCURRENT_CHAINS, MAP_REDUCE
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        CHAIN,
+        CHAIN_BACKGROUND,
+        CONCURRENT_CHAINS,
+        MAP_REDUCE,
+        COPILOT,
+        GPTS_SERVING,
+        MULTI_AGENT,
+        MIXED,
+    )
+}

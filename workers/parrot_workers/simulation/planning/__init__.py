@@ -1,0 +1,1 @@
+"""Capacity planning: which engines does a load need? Behind ``parrot-mq simulate``."""
