@@ -18,7 +18,7 @@ from parrot_mq.messages import RequestShape
 class Scale:
     """By how much a run is smaller than the reference's: every token count is divided by ``tokens``.
 
-    ``work`` divides how much is done: documents, requests (never below one). ``engines`` 0 is the reference's number.
+    ``work`` divides how many documents and users there are (never below one). ``engines`` 0 is the reference's number.
     """
 
     tokens: int = 1
@@ -70,11 +70,17 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Point:
-    """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick."""
+    """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick.
+
+    ``features`` are switched off in turn here; None: the experiment's, if it is quick. ``baselines`` None: the
+    experiment's.
+    """
 
     label: str
     values: dict[str, Any]
     quick: bool = False
+    features: Sequence[str] | None = None
+    baselines: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +88,8 @@ class Experiment:
     """A workload of the reference.
 
     ``profile`` and ``num_engines`` are the simulated engines; ``shape`` is a typical request, which a latency-centric
-    capacity is computed for. ``features`` are switched off in turn, at the points that are quick; ``quick_values`` make
-    those smaller with --quick. ``run`` runs a point: a bench, and the point's values by name.
+    capacity is computed for. ``features`` are switched off in turn, at the points that are quick and say nothing else;
+    ``quick_values`` make those smaller with --quick. ``run`` runs a point: a bench, and the point's values by name.
     """
 
     name: str

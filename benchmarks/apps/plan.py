@@ -35,16 +35,17 @@ def orders(
 ) -> list[Order]:
     """Return all runs, point by point; in each repeat the systems take turns in being first.
 
-    ``systems`` chooses by label; ours always runs. Ablations run at an experiment's quick points.
+    ``systems`` chooses by label; ours always runs. Ablations run where a point has them.
     """
     found: list[Order] = []
     for experiment in experiments:
         for point in experiment.points:
             if not is_chosen(point):
                 continue
-            compared = [ours(), *(SYSTEMS[name] for name in experiment.baselines if name not in excluded)]
-            if point.quick:
-                compared += [ours(feature) for feature in experiment.features if feature not in excluded]
+            baselines = experiment.baselines if point.baselines is None else point.baselines
+            compared = [ours(), *(SYSTEMS[name] for name in baselines if name not in excluded)]
+            features = point.features if point.features is not None else experiment.features if point.quick else ()
+            compared += [ours(feature) for feature in features if feature not in excluded]
             if systems:
                 compared = [system for system in compared if system.label in (ours().label, *systems)]
             for repeat in range(repeats):

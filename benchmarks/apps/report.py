@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.apps.experiments import EXPERIMENTS
+from benchmarks.apps.reasons import REASONS
 from benchmarks.apps.reference import (
     AIMS,
     CHAT_LOSS,
@@ -19,10 +20,10 @@ from benchmarks.apps.reference import (
     Aim,
 )
 from benchmarks.apps.rows import Row, read, with_ratios
-from benchmarks.apps.systems import BASELINES, OURS, PAGES
+from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_LATENCY
 
 RESULTS = Path(__file__).parents[1] / "results"
-COLUMNS = [system.name for system in (*BASELINES, PAGES)]
+COLUMNS = [system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES)]
 HEAD = """# Applications, end to end
 
 Written by `python -m benchmarks.apps.report` from [apps.json](apps.json); what is measured, and how, is in
@@ -40,7 +41,7 @@ def markdown(rows: Sequence[Row]) -> str:
         for name in EXPERIMENTS:
             mine = [row for row in rows if row["experiment"] == name and row["mode"] == mode]
             if mine:
-                parts += [f"## {name}, {mode}\n", _about(mine), _seconds(name, mode, mine)]
+                parts += [f"## {name}, {mode}\n", _about(mine), _seconds(name, mode, mine), _reason(found, name, mode)]
                 parts += [text for text in (_extras(name, mine), _ablations(mine), _plot_line(name, mode)) if text]
     return "\n".join(parts)
 
@@ -71,6 +72,19 @@ def _seconds(name: str, mode: str, rows: Sequence[Row]) -> str:
             line.append(f"{SECONDS[name, point]:g} s" if (name, point) in SECONDS else "-")
         lines.append(_line(line))
     return "\n".join(lines) + "\n"
+
+
+def _reason(found: Found, name: str, mode: str) -> str:
+    """Return why an aim is missed, if one is and it is known."""
+    missed = any(
+        value is not None and value < aim.ratio
+        for aim in AIMS
+        if (aim.experiment, aim.mode) == (name, mode)
+        for value in (_fastest(found, aim, systems) for systems in (aim.named, STRONGEST))
+    )
+    is_mixed = name == "mixed" and any("**no**" in line for line in _mixed_aims(found) if f", {mode}:" in line)
+    reason = REASONS.get((name, mode), "")
+    return f"*Where an aim is missed:* {reason}\n" if reason and (missed or is_mixed) else ""
 
 
 def _extras(name: str, rows: Sequence[Row]) -> str:

@@ -26,14 +26,14 @@ def engines_of(experiment: Experiment, system: System, scale: Scale) -> EngineSe
     """Return the engines that a system runs on: the experiment's, with what the system does without left out."""
     profile, shape = load_profile(experiment.profile), experiment.shape
     seqs = latency_seqs(profile.cost, shape, prefix_caching=system.prefix_caching)
-    capacity = round(seqs * (shape.prompt_tokens + shape.output_tokens)) if system.latency_centric else 0
+    bound = system.max_running_tokens or round(seqs * (shape.prompt_tokens + shape.output_tokens))
     if not system.shared_attention:
         profile = dataclasses.replace(profile, cost=dataclasses.replace(profile.cost, shared_saving=0.0))
     return EngineSetup(
         profile,
         count=scale.engines or experiment.num_engines,
         prefix_caching=system.prefix_caching,
-        max_running_tokens=capacity,
+        max_running_tokens=bound if system.latency_centric else 0,
     )
 
 

@@ -6,7 +6,7 @@ from parrot_mq.messages.form import RequestForm
 from parrot_mq.messages.function import FunctionRecord, Segment, SegmentKind
 from parrot_mq.messages.hint import PrefixHint
 from parrot_mq.messages.lengths import LengthHistogram
-from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind
+from parrot_mq.messages.objective import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Objective, ObjectiveKind, stricter
 from parrot_mq.messages.request import Binding, RequestSpec, Transform, TransformKind
 from parrot_mq.messages.sampling import SamplingParams
 from parrot_mq.messages.standing import Aim, EngineAnswer, Placed, Refusal, Standing
@@ -43,4 +43,5 @@ __all__ = [
     "Transform",
     "TransformKind",
     "VariableState",
+    "stricter",
 ]

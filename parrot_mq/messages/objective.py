@@ -77,3 +77,14 @@ def Deadline(seconds: float) -> Objective:  # noqa: N802 - reads as a constructo
     if not seconds > 0:
         raise ValueError(f"a deadline must be positive, got {seconds} s")
     return Objective(ObjectiveKind.DEADLINE, value_ms=max(1, round(seconds * 1000)))
+
+
+def stricter(first: Objective | None, second: Objective | None) -> Objective | None:
+    """Return the stricter of two objectives, the first of equal ones. (Deadlines are counted from when they are stated,
+    so that a second one is never the same.)
+    """
+    if first is None or second is None:
+        return first or second
+    if second.kind is ObjectiveKind.DEADLINE:
+        return second
+    return second if second.strictness > first.strictness else first

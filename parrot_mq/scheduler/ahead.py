@@ -9,7 +9,7 @@ cost one message. Hints are soft: nothing depends on one having arrived, and a n
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from parrot_mq.messages import RequestState
@@ -21,10 +21,9 @@ from parrot_mq.scheduler.policy.prefix import MAX_BOUNDARIES, Step, tokens_of, w
 from parrot_mq.scheduler.prefixes import Order, Prefix, Waiting
 from parrot_mq.scheduler.shelves import Shelves
 from parrot_mq.scheduler.templates import Templates
+from parrot_mq.scheduler.whereabouts import Whereabouts
 from parrot_mq.settings import SchedulerSettings
 
-MAX_WHERE = 65_536
-"""Prefixes remembered with the engine that read them last."""
 MAX_COMPARED = 64
 """Engines looked at for a request whose own ones are crowded."""
 
@@ -58,7 +57,7 @@ class Ahead:
         )
         self._waits: dict[str, Waiting] = {}
         self._prefixes: dict[str, Prefix] = {}
-        self._where: OrderedDict[str, str] = OrderedDict()
+        self._where = Whereabouts()
         self._dirty: dict[str, RequestNode] = {}
 
     @property
@@ -233,7 +232,7 @@ class Ahead:
     def _resident(self, wait: Waiting) -> tuple[Prefix, EngineLoad] | None:
         """Return the longest beginning that an engine has, and that engine."""
         for prefix in reversed(wait.prefixes):
-            load = self._engines.get(prefix.engine or self._where.get(prefix.key, ""))
+            load = self._engines.get(prefix.engine or self._where.get(prefix.key))
             if load is not None and rules.serves(load, wait.node):
                 return prefix, load
         return None
@@ -303,10 +302,7 @@ class Ahead:
     def _is_at(self, key: str, engine_id: str, reader: RequestNode) -> None:
         """Note that an engine has a prefix because of ``reader``; if nobody had it, others who begin so look again."""
         is_new = self._where.get(key) not in self._engines
-        self._where[key] = engine_id
-        self._where.move_to_end(key)
-        if len(self._where) > MAX_WHERE:
-            self._where.popitem(last=False)
+        self._where.note(key, engine_id)
         prefix = self._prefixes.get(key) if self._retains and is_new else None
         if prefix is not None and not prefix.engine:
             for wait in prefix.members.values():

@@ -169,10 +169,11 @@ class Core:
         for node in nodes:
             if node in self.equals:
                 self._put(node)
-            elif node.engine and node.objective is not None and node.objective.kind is not node.told:
-                node.told = node.objective.kind
+            elif node.engine and node.objective is not None:
                 self.engines.load_of(node.engine).restate(node)
-                self.upgraded.append(node)
+                if node.objective.kind is not node.told:
+                    node.told = node.objective.kind
+                    self.upgraded.append(node)
 
     # The ready queue --------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,14 @@ class Shelf:
     deferred: dict[str, RequestNode] = dataclasses.field(default_factory=dict)
     """Those for which there was no room."""
 
+    def check(self) -> None:
+        """Raise AssertionError if the books do not agree with each other."""
+        assert self.num_ahead_tokens == sum(self.ahead.values())
+        assert self.ahead.keys() <= self.prefixes.keys() | self.follows.keys()
+        assert self.retention.num_tokens <= self.retention.budget_tokens
+        for key, prefix in self.prefixes.items():
+            assert prefix.num_waiting + prefix.num_reading, f"nobody needs {key}"
+
     def charge(self, key: str, num_tokens: int) -> None:
         """Count tokens as computed ahead."""
         self.discharge(key)

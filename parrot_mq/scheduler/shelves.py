@@ -209,15 +209,12 @@ class Shelves:
                 follows.add(wait.follow.key)
             planned[wait.node.planned_engine] += 1
         for engine_id, shelf in self._shelves.items():
+            shelf.check()
             assert shelf.num_planned == planned[engine_id], f"{shelf.num_planned} are planned for {engine_id}"
-            assert shelf.num_ahead_tokens == sum(shelf.ahead.values())
-            assert shelf.ahead.keys() <= shelf.prefixes.keys() | shelf.follows.keys()
-            assert shelf.retention.num_tokens <= shelf.retention.budget_tokens
+            assert shelf.follows.keys() <= follows
             for key, prefix in shelf.prefixes.items():
                 assert prefix.engine == engine_id
                 assert (prefix.num_waiting, prefix.num_reading) == (waiting[key], reading[key])
-                assert prefix.num_waiting + prefix.num_reading, f"nobody needs {key}"
-            assert shelf.follows.keys() <= follows
 
     def unplan(self, node: RequestNode) -> None:
         """A request is planned for no engine (any more)."""

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from parrot_mq.errors import ConfigError, ParrotError, StoreError
 from parrot_mq.keys import by_partition, partition_of
-from parrot_mq.messages import Objective, ObjectiveKind
+from parrot_mq.messages import Objective, stricter
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.failing import fail_collected, not_in_time
 from parrot_mq.sdk.graph import Submission
@@ -253,17 +253,6 @@ class Link:
         for ids in by_partition(variable._id for variable in variables):
             count += await self.producer(ids[0]).cancel_requests(ids, reason)
         return count
-
-
-def stricter(first: Objective | None, second: Objective | None) -> Objective | None:
-    """Return the stricter of two objectives, the first of equal ones. (Deadlines are counted from when they are stated,
-    so that a second one is never the same.)
-    """
-    if first is None or second is None:
-        return first or second
-    if second.kind is ObjectiveKind.DEADLINE:
-        return second
-    return second if second.strictness > first.strictness else first
 
 
 def news_of(stated: Objective | None, asked: Objective | None) -> Objective | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from parrot_mq.errors import StreamRestarted
 from parrot_mq.keys import partition_of
-from parrot_mq.messages import Objective, VariableState
+from parrot_mq.messages import Objective, VariableState, stricter
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.failing import not_in_time
 from parrot_mq.sdk.hub import GRACE_POLL_S
@@ -86,6 +86,7 @@ async def stream(
     """Yield pieces of a variable's text; see ``SemanticVariable.stream``."""
     vid = variable.id
     timeout_s = link.settings.get_timeout_s if timeout_s is None else timeout_s
+    variable._wanted = stricter(variable._wanted, perf)
     await link.confirm([variable])
     transcript = Transcript(vid)
     hub = link.hub(partition_of(vid))

@@ -150,7 +150,7 @@ class TestShapes:
 
     async def test_work_is_divided_by_a_scale(self) -> None:
         recorder = await record("map-reduce", Scale(tokens=4, work=4), chunk=1024, out=50, documents=[3])
-        assert [made.function.num_output for made in recorder.made] == [12] * 6
+        assert [made.function.num_output for made in recorder.made] == [12] * 21
         assert count_tokens(recorder.made[0].inputs[0]) == 256
 
     async def test_background_ends_with_the_chain(self) -> None:
@@ -266,17 +266,17 @@ class TestReport:
         rows = with_ratios(
             [
                 _row("chain", "out=25", "parrot_mq", 10.0),
-                _row("chain", "out=25", "latency", 14.0),
+                _row("chain", "out=25", "latency-6144", 14.0),
                 _row("chain", "out=25", "latency+cache", 13.0),
                 _row("chain", "out=25", "throughput+cache", 12.0),
                 _row("chain", "out=25", "parrot_mq", 11.0, feature_off="eager_prefill"),
             ]
         )
         text = markdown(rows)
-        assert "| chain, out=25, simulated | 1.38 | latency | 1.40 | yes | 1.20 | **no** |" in text
+        assert "| chain, out=25, simulated | 1.38 | latency-6144 | 1.40 | yes | 1.20 | **no** |" in text
         assert "| out=25 | eager_prefill | 11.00 s ± 1% | +10.0% | 100.0% |" in text
         assert "| out=25 | **10.00 s ± 1%** |" in text
-        assert "| chain, out=50, simulated | 1.21 | latency | - | not measured | - | not measured |" in text
+        assert "| chain, out=50, simulated | 1.21 | latency-6144 | - | not measured | - | not measured |" in text
 
     def test_every_experiment_has_its_plot(self, tmp_path: Path) -> None:
         numbers = ("normalised_ms", "chat_tpot_ms", "map_reduce_tokens_per_s")

@@ -296,6 +296,9 @@ async def test_a_follow_ends(desk: Any, open_store: Any, working: Any, hinted: A
             engine.holds = True
             count = len(engine.prefilled) + (not engine.outstanding)
             await stepped(engine, lambda: len(engine.values()) == count, eventually)
+            more = engine.stats().num_generated_tokens + 3 * BLOCK
+            await stepped(engine, lambda: engine.stats().num_generated_tokens >= more, eventually)
+            assert len(engine.values()) == count, "the engine has not done the one before"
             if end == "producer cancelled":
                 await desk.producer.cancel_variable(draft.output)
                 assert (await desk.resolved(review)).error.kind == "Cancelled"
@@ -371,6 +374,21 @@ async def test_what_the_reader_will_not_see_is_not_followed(
         assert engine.values() == [()] * len(followed)
         assert await desk.reader.pieces(there.output) == []
         other.permit()
+
+
+async def test_a_value_that_is_transformed_here_is_not_followed(
+    desk: Any, open_store: Any, working: Any, hinted: Any, eventually: Any
+) -> None:
+    engine = hinted()
+    async with working(open_store, lambda: engine) as worker:
+        draft, _ = await pair(desk, transform=Transform(TransformKind.STRIP))
+        await desk.dispatch(draft, worker.engine_id)
+        await desk.until(draft, "running")
+        async with no_task_left(worker, eventually):
+            await desk.scheduler.prefill(worker.engine_id, hint(draft.output))
+            await stepped(engine, lambda: engine.stats().num_generated_tokens >= 6 * BLOCK, eventually)
+            await stepped(engine, lambda: bool(engine.prefilled) and is_idle(worker), eventually)
+        assert engine.values() == [()]
 
 
 async def test_a_value_that_is_there_is_computed_at_once(

@@ -38,7 +38,7 @@ MULTI_AGENT = Experiment(
     profile="a100-13b",
     num_engines=1,
     shape=RequestShape(3700, 380, 3600),
-    baselines=("latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages"),
+    baselines=("latency-6144", "latency", "latency+cache", "throughput", "throughput+cache", "throughput+pages"),
     features=(
         "task_groups",
         "sibling_admission",

@@ -27,14 +27,15 @@ class Books:
     """The outstanding requests of one engine, by id, oldest dispatch first, with sums that are kept as they change."""
 
     __slots__ = (
-        "_bounds", "charges", "context_tokens", "kv_tokens", "num_urgent", "output_tokens", "sharing", "urgent_tokens",
+        "_bounds", "charges", "context_tokens", "kv_tokens", "num_urgent", "output_tokens", "sharing",
+        "urgent_context", "urgent_tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.charges: dict[str, Charge] = {}
         self.context_tokens = self.output_tokens = self.kv_tokens = 0
-        self.num_urgent = self.urgent_tokens = 0
-        """How many requests somebody waits for in person, and their output tokens."""
+        self.num_urgent = self.urgent_context = self.urgent_tokens = 0
+        """How many requests somebody waits for in person, their tokens in context, and their output tokens."""
         self.sharing = Sharing()
         self._bounds: list[tuple[int, str]] = []
 
@@ -82,6 +83,7 @@ class Books:
         self.kv_tokens += sign * charge.kv_tokens
         if charge.urgent:
             self.num_urgent += sign
+            self.urgent_context += sign * charge.context_tokens
             self.urgent_tokens += sign * charge.output_tokens
 
 
@@ -91,8 +93,10 @@ def is_urgent(node: RequestNode) -> bool:
 
 
 def is_throughput(node: RequestNode) -> bool:
-    """Whether only the work done per second matters for ``node``."""
-    return node.objective is not None and node.objective.kind is ObjectiveKind.THROUGHPUT
+    """Whether only the work done per second matters for ``node``, as far as anybody has said: a request that nobody
+    has asked for yet counts as such. Who asks is heard within a moment of the submit, and changes it.
+    """
+    return not is_urgent(node)
 
 
 def tpot_ms(node: RequestNode) -> int:

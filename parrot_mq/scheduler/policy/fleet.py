@@ -17,13 +17,13 @@ MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
 SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
-NUM_BEST = 3
+NUM_BEST = 2
 """Engines of a ranking that a request is compared on."""
 MAX_DRIFT = 0.1
 """An engine is not ranked anew for a backlog of prompts that makes up less of its score: it is soon gone."""
 NUM_SEEN = 4
 """So many times as many are looked at for some with enough headroom."""
-NUM_HOLDERS = 3
+NUM_HOLDERS = 2
 """Holders of its prefix that it is compared on besides."""
 
 
@@ -162,7 +162,7 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
-        need = node.prompt_tokens + node.output_tokens
+        need = node.prompt_tokens + node.reserved_tokens
         if not pool.headroom or -pool.headroom.first(1)[0][0] < need:
             return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4

@@ -76,7 +76,7 @@ def _fitting(engine: EngineLoad, node: RequestNode, shared: int, now_ms: float) 
     """Return how many requests like ``node`` the engine would admit now, one of which it does."""
     room = engine.num_free_slots or engine.room
     cached = max(shared, engine.cached_tokens(node, now_ms))
-    need = max(1, node.prompt_tokens - cached + node.output_tokens)
+    need = max(1, node.prompt_tokens - cached + node.reserved_tokens)
     headroom = engine.capacity_tokens if not engine.num_outstanding else engine.headroom
     return max(1, min(room, int(min(headroom / need, room))))
 

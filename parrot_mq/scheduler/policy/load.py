@@ -25,6 +25,12 @@ class EngineLoad:
     cached.
     """
 
+    __slots__ = (
+        "_affinity", "_books", "_bound_ms", "_changed", "_kv_free_tokens", "_next_step_ms", "_next_wait", "_pacing",
+        "_per_token_ms", "_prefill_until_ms", "_queue_depth_steps", "_residency", "_room", "_step_ms", "_suspended",
+        "id", "record",
+    )  # fmt: skip
+
     def __init__(
         self,
         engine_id: str,
@@ -144,7 +150,8 @@ class EngineLoad:
         with such an objective were promised, and for throughput work its pace beside urgent requests. An empty engine
         admits anything: only it can say what is too large.
         """
-        return self._admits(node, self.cached_tokens(node, now_ms), self._shared_with(node), now_ms)
+        cached, shared = self._known(node, now_ms)
+        return self._admits(node, cached, shared, now_ms)
 
     def _admits(self, node: RequestNode, cached: int, shared: int, now_ms: float) -> bool:
         record, books = self.record, self._books
@@ -152,8 +159,7 @@ class EngineLoad:
             return False
         if not books.charges:
             return True
-        tokens = node.prompt_tokens + node.output_tokens
-        if not self._fits(node, cached):
+        if not self._has_memory_for(node, cached):
             return False
         objective, bound_ms = node.objective, self._bound_ms
         kind = objective.kind if objective is not None else None
@@ -161,39 +167,42 @@ class EngineLoad:
             own_ms = tpot_ms(node)
             if own_ms and not 0 < bound_ms < own_ms:
                 bound_ms = own_ms
-        elif kind is ObjectiveKind.THROUGHPUT and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
+        elif kind in (None, ObjectiveKind.THROUGHPUT) and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
             return False
-        return not bound_ms or tokens - record.cost.shared_saving * shared <= self._tokens_within(bound_ms)
+        tokens = node.prompt_tokens + node.output_tokens - record.cost.shared_saving * shared
+        return not bound_ms or tokens <= self._tokens_within(bound_ms)
+
+    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
+        """Whether the KV memory that is left takes ``node`` in."""
+        return self._has_memory_for(node, self.cached_tokens(node, now_ms))
+
+    def _has_memory_for(self, node: RequestNode, cached: int) -> bool:
+        return node.prompt_tokens - cached + node.reserved_tokens <= self._kv_free_tokens
 
     def paced_until_ms(self, now_ms: float) -> float:
         """Until when throughput work is held off here for the sake of urgent requests; ``now_ms`` if it is not."""
-        books = self._books
-        if not books.num_urgent:
+        books, record = self._books, self.record
+        if not books.num_urgent or record is None:
             return now_ms
-        burst_ms = books.urgent_tokens / books.num_urgent * self._step_ms
+        alone_ms = record.cost.decode_step_ms(books.num_urgent, books.urgent_context)
+        burst_ms = books.urgent_tokens / books.num_urgent * alone_ms
         return max(now_ms, self._pacing.opens_ms(burst_ms))
 
     # Predictions ------------------------------------------------------------------------------------------------------
 
-    def has_memory_for(self, node: RequestNode, now_ms: float) -> bool:
-        """Whether the KV memory that is left takes ``node`` in."""
-        return self._fits(node, self.cached_tokens(node, now_ms))
-
-    def _fits(self, node: RequestNode, cached: int) -> bool:
-        return node.prompt_tokens + node.reserved_tokens - cached <= self._kv_free_tokens
-
     def cached_tokens(self, node: RequestNode, now_ms: float) -> int:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
-        prefix = node.prefix
-        if not prefix or not self._affinity:
+        if not self._affinity:
             return 0
-        cached = self._residency.cached_tokens(prefix, now_ms)
+        cached = self._residency.cached_tokens(node.prefix, now_ms) if node.prefix else 0
         if node.planned_engine == self.id:
             return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached
 
-    def _shared_with(self, node: RequestNode) -> int:
-        return self._books.sharing.shared_with(node.prefix) if node.prefix else 0
+    def _known(self, node: RequestNode, now_ms: float) -> tuple[int, int]:
+        """Return how much of the prompt is cached here, and how much of that something that runs here reads as well."""
+        cached = self.cached_tokens(node, now_ms)
+        return cached, self._books.sharing.shared_with(node.prefix) if cached else 0
 
     def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
         """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""
@@ -201,7 +210,7 @@ class EngineLoad:
 
     def predict(self, node: RequestNode, now_ms: float) -> float | None:
         """Return ``completion_ms`` of ``node`` if it is admitted here, else None."""
-        cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
+        cached, shared = self._known(node, now_ms)
         if not self._admits(node, cached, shared, now_ms):
             return None
         return self._next_completion_ms(node.prompt_tokens, node.output_tokens, cached, shared, now_ms)
@@ -217,7 +226,7 @@ class EngineLoad:
         engine whose attention can.
         """
         prompt, output = node.prompt_tokens, node.output_tokens
-        cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
+        cached, shared = self._known(node, now_ms)
         if count == 1:
             return self._next_completion_ms(prompt, output, cached, shared, now_ms)
         assert self.record is not None

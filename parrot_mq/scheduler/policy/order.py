@@ -60,7 +60,7 @@ def order_key_ms(node: RequestNode, duration_ms: float) -> float:
 def line_of(node: RequestNode) -> Line:
     """Return the line that ``node`` stands in."""
     objective = node.objective
-    return node.model, objective is not None and objective.kind is ObjectiveKind.THROUGHPUT
+    return node.model, objective is None or objective.kind is ObjectiveKind.THROUGHPUT
 
 
 _K = TypeVar("_K")
