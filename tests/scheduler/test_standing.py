@@ -99,7 +99,7 @@ def test_what_refuses_is_what_does_not_admit() -> None:
         why = refusal(load, node, 0.0)
         seen.add(why)
         assert (why is None) == load.admits(node, 0.0)
-    assert seen == {None, Refusal.FULL, Refusal.MEMORY, Refusal.BOUND, Refusal.SUSPENDED}
+    assert seen == {None, Refusal.FULL, Refusal.MEMORY, Refusal.BOUND, Refusal.SUSPENDED, Refusal.PACED}
 
 
 def test_the_place_in_the_order() -> None:

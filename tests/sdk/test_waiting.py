@@ -277,3 +277,10 @@ async def test_an_objective_goes_out_with_the_submit(
     assert sorted(await hinted(fake_store)) == sorted([early.id, late.id])
     service.running.set()
     assert len(await asyncio.gather(*waiting)) == 3
+
+
+async def test_so_does_that_of_a_stream(session: P.Session, service: FakeService, fake_store: Store) -> None:
+    out = step("x", session=session)
+    assert [piece async for piece in out.stream(timeout_s=10)]
+    assert await out.objective() == P.TTFT
+    assert await hinted(fake_store) == []

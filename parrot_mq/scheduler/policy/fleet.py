@@ -17,13 +17,13 @@ MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
 SIZES = ((256, 64), (1024, 512))
 """Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
-NUM_BEST = 3
+NUM_BEST = 2
 """Engines of a ranking that a request is compared on."""
 MAX_DRIFT = 0.1
 """An engine is not ranked anew for a backlog of prompts that makes up less of its score: it is soon gone."""
 NUM_SEEN = 4
 """So many times as many are looked at for some with enough headroom."""
-NUM_HOLDERS = 3
+NUM_HOLDERS = 2
 """Holders of its prefix that it is compared on besides."""
 
 

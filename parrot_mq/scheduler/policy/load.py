@@ -25,6 +25,12 @@ class EngineLoad:
     cached.
     """
 
+    __slots__ = (
+        "_affinity", "_books", "_bound_ms", "_changed", "_kv_free_tokens", "_next_step_ms", "_next_wait", "_pacing",
+        "_per_token_ms", "_prefill_until_ms", "_queue_depth_steps", "_residency", "_room", "_step_ms", "_suspended",
+        "id", "record",
+    )  # fmt: skip
+
     def __init__(
         self,
         engine_id: str,
@@ -144,7 +150,8 @@ class EngineLoad:
         with such an objective were promised, and for throughput work its pace beside urgent requests. An empty engine
         admits anything: only it can say what is too large.
         """
-        return self._admits(node, self.cached_tokens(node, now_ms), self._shared_with(node), now_ms)
+        cached, shared = self._known(node, now_ms)
+        return self._admits(node, cached, shared, now_ms)
 
     def _admits(self, node: RequestNode, cached: int, shared: int, now_ms: float) -> bool:
         record, books = self.record, self._books
@@ -192,8 +199,10 @@ class EngineLoad:
             return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached
 
-    def _shared_with(self, node: RequestNode) -> int:
-        return self._books.sharing.shared_with(node.prefix) if node.prefix else 0
+    def _known(self, node: RequestNode, now_ms: float) -> tuple[int, int]:
+        """Return how much of the prompt is cached here, and how much of that something that runs here reads as well."""
+        cached = self.cached_tokens(node, now_ms)
+        return cached, self._books.sharing.shared_with(node.prefix) if cached else 0
 
     def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
         """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""
@@ -201,7 +210,7 @@ class EngineLoad:
 
     def predict(self, node: RequestNode, now_ms: float) -> float | None:
         """Return ``completion_ms`` of ``node`` if it is admitted here, else None."""
-        cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
+        cached, shared = self._known(node, now_ms)
         if not self._admits(node, cached, shared, now_ms):
             return None
         return self._next_completion_ms(node.prompt_tokens, node.output_tokens, cached, shared, now_ms)
@@ -217,7 +226,7 @@ class EngineLoad:
         engine whose attention can.
         """
         prompt, output = node.prompt_tokens, node.output_tokens
-        cached, shared = self.cached_tokens(node, now_ms), self._shared_with(node)
+        cached, shared = self._known(node, now_ms)
         if count == 1:
             return self._next_completion_ms(prompt, output, cached, shared, now_ms)
         assert self.record is not None

@@ -28,6 +28,17 @@ class Holders:
     def __contains__(self, digest: str) -> bool:
         return digest in self._of
 
+    def any_of(self, prefix: Iterable[Boundary], engine_id: str) -> bool:
+        """Whether an engine may hold any of ``prefix``. To ask this of several engines touches the same memory."""
+        of = self._of
+        for digest, _ in prefix:
+            holders = of.get(digest)
+            if holders is not None and (
+                engine_id in holders if isinstance(holders, OrderedDict) else engine_id == holders
+            ):
+                return True
+        return False
+
     def add(self, digest: str, engine_id: str) -> None:
         """Note a holder."""
         holders = self._of.setdefault(digest, engine_id)
@@ -82,6 +93,8 @@ class Residency:
 
     def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
         """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
+        if not self._holders.any_of(prefix, self._engine_id):
+            return 0
         until_ms = self._until_ms
         for digest, num_tokens in reversed(prefix):
             if until_ms.get(digest, now_ms) > now_ms:

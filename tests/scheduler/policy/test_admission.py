@@ -4,21 +4,8 @@ import dataclasses
 
 import pytest
 
-from parrot_mq.messages import LATENCY, TPOT, CostModel, EngineState, Objective, ObjectiveKind
-from tests.scheduler.support import add, core_with, engine, placed, share
-
-
-def test_the_token_bound_of_the_reference_falls_out_of_its_profile() -> None:
-    """6144 tokens in context kept the time per token under 40 ms (13B, A100)."""
-    cost = CostModel(
-        prefill_per_token_ms=0.1, decode_base_ms=20.0, decode_per_seq_ms=0, decode_per_context_token_ms=20 / 6144
-    )
-    core = core_with(engine("a100", slots=256, cost=cost))
-    for n in range(12):
-        node = add(core, f"c{n}", sampling={"max_tokens": 2})
-        core.want(f"0-v-c{n}", Objective(ObjectiveKind.TPOT, value_ms=40))
-        share(core, node, ("whole prompt", 1022 - 8))
-    assert len(placed(core)) == 6144 // 1024
+from parrot_mq.messages import LATENCY, TPOT, TTFT, CostModel, EngineState, Objective, ObjectiveKind
+from tests.scheduler.support import add, core_with, engine, placed
 
 
 def test_an_engine_that_would_break_its_own_promise_is_still_used_when_empty() -> None:
@@ -82,3 +69,28 @@ def test_an_engine_that_is_not_ready_gets_nothing(state: EngineState) -> None:
     core.update_engines({"e0": dataclasses.replace(engine("e0"), state=state)})
     add(core, "a")
     assert placed(core) == {}
+
+
+@pytest.mark.parametrize("objective", [LATENCY, TTFT])
+def test_who_is_asked_for_where_it_runs_is_harmed_by_what_comes_beside_it(objective: Objective) -> None:
+    core = core_with(engine("e0", slots=8))
+    add(core, "chat", sampling={"max_tokens": 500})
+    assert placed(core) == {"chat": "e0"}
+    other = add(core, "other", sampling={"max_tokens": 100})
+    load = core.engines["e0"]
+    before_ms = load.completion_ms(other, 0.0)
+    core.want("0-v-chat", objective)
+    assert load.completion_ms(other, 0.0) > before_ms
+
+
+def test_what_nobody_has_asked_for_is_paced_beside_urgent_requests_until_somebody_does() -> None:
+    core = core_with(engine("e0", slots=64))
+    add(core, "chat", sampling={"max_tokens": 500})
+    core.want("0-v-chat", LATENCY)
+    assert placed(core) == {"chat": "e0"}
+    for n in range(50):
+        add(core, f"t{n}", sampling={"max_tokens": 500})
+    assert len(placed(core)) < 50
+    late = next(node for node in core.ready)
+    core.want(late.output.id, LATENCY)
+    assert late.id.removeprefix("0-r-") in placed(core)

@@ -239,6 +239,7 @@ def test_tenants_that_wait_all_the_time_are_served_the_same_tokens(seed: int, nu
                 count += 1
                 size = random.randint(tokens // 2, tokens)
                 node = add(core, f"x{count}", tenant=tenant, sampling={"max_tokens": size, "ignore_eos": True})
+                core.want(f"0-v-x{count}", LATENCY)
                 if tenant == "grouped" and count % 2:
                     others = [n for n in core.ready if n.tenant == tenant and n.group is None][:group]
                     count += 1
