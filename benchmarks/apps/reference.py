@@ -79,3 +79,9 @@ RATE_RATIOS = {("throughput", ""): 12.0, ("throughput+pages", ""): 2.4, ("parrot
 """How many times the rate of each (system, feature off) the reference's system has within its bound."""
 CHAT_LOSS, MAP_REDUCE_LOSS = 0.10, 0.15
 """Mixed: chats may decode this much slower than alone, map-reduces generate this much less than alone."""
+CHAT_RATIOS = (
+    ("chat_normalised_ms", "latency-6144", 5.5),
+    ("chat_normalised_ms", "throughput", 1.23),
+    ("chat_tpot_ms", "throughput", 1.72),
+)
+"""Mixed: how many times its own system's a baseline's figure for chats was."""

@@ -12,6 +12,7 @@ from benchmarks.apps.reasons import REASONS
 from benchmarks.apps.reference import (
     AIMS,
     CHAT_LOSS,
+    CHAT_RATIOS,
     MAP_REDUCE_LOSS,
     NORMALISED_BOUND_MS,
     RATE_RATIOS,
@@ -192,6 +193,12 @@ def _mixed_aims(found: Found) -> list[str]:
                 f"- mixed, {mode}: map-reduces lose {less:.1%} of their tokens/s beside chats (aim: at most "
                 f"{MAP_REDUCE_LOSS:.0%}): " + ("yes" if less <= MAP_REDUCE_LOSS else "**no**"),
             ]
+        for name, system, aim in CHAT_RATIOS:
+            other = found.get(("mixed", "both", mode, system, ""))
+            if both and other:
+                ratio = other[name] / both[name]
+                holds = "yes" if ratio >= aim else "**no**"
+                lines.append(f"- mixed, {mode}: {system}'s {name} is {ratio:.2f} x ours (aim: {aim:g}): {holds}")
     return lines
 
 
