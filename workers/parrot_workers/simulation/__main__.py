@@ -16,6 +16,7 @@ import orjson
 
 from parrot_mq.entry import explain
 from parrot_mq.errors import ConfigError
+from parrot_workers.worker.options import positive
 
 MAX_ENGINES = 256
 
@@ -96,17 +97,6 @@ def engine_counts(text: str) -> list[int]:
     return sorted(counts)
 
 
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="parrot-mq simulate",
@@ -120,19 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--profile", default="a100-13b", help="a model on a machine: a name or a .json file; default: %(default)s")
     add("--engines", default="1-4", metavar="N", help="how many: 4, 1-4 or 1,2,8; default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="of arrivals, lengths and texts; default: %(default)s")
-    add("--arrivals-per-s", type=_positive(float), metavar="X", help="instead of the workload's")
-    add("--num-applications", type=_positive(int), metavar="N", help="instead of the workload's")
+    add("--arrivals-per-s", type=positive(float), metavar="X", help="instead of the workload's")
+    add("--num-applications", type=positive(int), metavar="N", help="instead of the workload's")
     add("--no-prefix-caching", dest="prefix_caching", action="store_false", help="engines that forget every prompt")
-    add("--max-running-tokens", type=_positive(int), default=0, metavar="N", help="tokens that an engine runs at once")
-    add("--max-num-batched-tokens", type=_positive(int), default=2048, metavar="N", help="tokens that a step computes")
+    add("--max-running-tokens", type=positive(int), default=0, metavar="N", help="tokens that an engine runs at once")
+    add("--max-num-batched-tokens", type=positive(int), default=2048, metavar="N", help="tokens that a step computes")
     add("--json", action="store_true", help="print JSON")
-    add("--real-limit-s", type=_positive(float), default=600.0, metavar="S", help="give a number of engines up after")
+    add("--real-limit-s", type=positive(float), default=600.0, metavar="S", help="give a number of engines up after")
     add("--verbose", action="store_true", help="log what the parts say, and show the traceback of an error")
     goal = parser.add_argument_group("what is good enough")
-    goal.add_argument("--p50-s", type=_positive(float), metavar="S", help="half of the answers are there after")
-    goal.add_argument("--p95-s", type=_positive(float), metavar="S", help="95 %% of the answers are there after")
-    goal.add_argument("--ttft-p95-s", type=_positive(float), metavar="S", help="95 %% of the answers have begun after")
-    goal.add_argument("--tpot-p95-ms", type=_positive(float), metavar="MS", help="95 %%: milliseconds between tokens")
+    goal.add_argument("--p50-s", type=positive(float), metavar="S", help="half of the answers are there after")
+    goal.add_argument("--p95-s", type=positive(float), metavar="S", help="95 %% of the answers are there after")
+    goal.add_argument("--ttft-p95-s", type=positive(float), metavar="S", help="95 %% of the answers have begun after")
+    goal.add_argument("--tpot-p95-ms", type=positive(float), metavar="MS", help="95 %%: milliseconds between tokens")
     return parser
 
 

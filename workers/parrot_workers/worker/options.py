@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,10 +94,12 @@ def _cost(text: str) -> CostModel:
         ) from None
 
 
-def _positive(kind: type) -> Callable[[str], float]:
+def positive(kind: type) -> Callable[[str], float]:
+    """Return a parser of an option's value: a finite number of ``kind`` above zero."""
+
     def parse(text: str) -> float:
         value: float = kind(text)
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not positive")
         return value
 
@@ -119,15 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--redis-url", help="default: PARROT_MQ_REDIS_URL, else the Redis that `parrot-mq up` started in this folder")
     add("--device", help="cpu or cuda:N; default: a GPU if there is one")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    add("--max-num-seqs", type=_positive(int), metavar="N", help="sequences that run at once")
-    add("--max-num-batched-tokens", type=_positive(int), metavar="N", help="tokens that one step computes")
-    add("--max-model-len", type=_positive(int), metavar="N", help="tokens of prompt and output together")
+    add("--max-num-seqs", type=positive(int), metavar="N", help="sequences that run at once")
+    add("--max-num-batched-tokens", type=positive(int), metavar="N", help="tokens that one step computes")
+    add("--max-model-len", type=positive(int), metavar="N", help="tokens of prompt and output together")
     add("--kv-dtype", choices=("auto", "fp8"), default="auto", help="of the KV cache; fp8 takes half of the memory")
-    add("--memory-share", type=_positive(float), metavar="X", help="part of the free memory for KV cache and steps")
-    add("--kv-memory-gib", type=_positive(float), metavar="X", help="memory for the KV cache")
-    add("--host-kv-memory-gib", type=_positive(float), metavar="X", help="host memory for what the KV cache gives away")
-    add("--num-threads", type=_positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
-    add("--tensor-parallel-size", type=_positive(int), metavar="N", help="processes that compute one model together")
+    add("--memory-share", type=positive(float), metavar="X", help="part of the free memory for KV cache and steps")
+    add("--kv-memory-gib", type=positive(float), metavar="X", help="memory for the KV cache")
+    add("--host-kv-memory-gib", type=positive(float), metavar="X", help="host memory for what the KV cache gives away")
+    add("--num-threads", type=positive(int), metavar="N", help="CPU threads of the model; default: every core but one")
+    add("--tensor-parallel-size", type=positive(int), metavar="N", help="processes that compute one model together")
     add("--no-calibrate", dest="calibrate", action="store_false", help="start faster, with a guessed cost model")
     add("--no-speculate", dest="speculate", action="store_false", help="no drafts copied from the text (same outputs)")
     add(
