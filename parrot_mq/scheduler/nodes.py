@@ -115,7 +115,8 @@ class RequestNode:
     @property
     def reserved_tokens(self) -> int:
         """Output tokens that memory is set aside for."""
-        return max(self.output_tokens, self.high_output_tokens)
+        mean, high = self.output_tokens, self.high_output_tokens
+        return high if high > mean else mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

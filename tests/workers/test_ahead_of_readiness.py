@@ -16,7 +16,7 @@ from parrot_mq.scheduler import Scheduler
 from parrot_mq.settings import SchedulerSettings
 from parrot_workers.engine.engine import Engine
 from parrot_workers.engine.engine_settings import EngineSettings
-from parrot_workers.engine.port import EnginePort, FinishReason, PromptSegment, SequenceInput, SequenceOutput
+from parrot_workers.engine.port import EnginePort, FinishReason, SequenceOutput
 from parrot_workers.sim import InstantClock, SimEngine
 from parrot_workers.worker.options import DEMO_FOLDER
 
@@ -41,21 +41,9 @@ _minutes.__doc__ = BACKGROUND + "They said: {{words}} In short:{{minutes}}"
 minutes = P.semantic_function(_minutes)
 
 
-class WarmSim(SimEngine):
-    """A simulated engine that computes ahead at once, in no time."""
-
-    def __init__(self) -> None:
-        super().__init__(clock=InstantClock(), cost=CostModel(prefill_per_token_ms=0.1))
-
-    def prefill(self, sequence: SequenceInput) -> None:
-        self._cache.read("".join(segment.text for segment in sequence.segments), sequence.salt)
-        self._unsaid.append(SequenceOutput(sequence.id, finish=FinishReason.PREFILLED))
-
-    def retain(self, key: str, segments: tuple[PromptSegment, ...], salt: str, until_s: float) -> None:
-        """Nothing is ever lost here."""
-
-    def release(self, key: str) -> None:
-        """Nothing is ever lost here."""
+def warm_sim() -> SimEngine:
+    """Make a simulated engine that spends no time, and says that prompts are dear."""
+    return SimEngine(clock=InstantClock(), cost=CostModel(prefill_per_token_ms=0.1))
 
 
 class Watched:
@@ -130,8 +118,8 @@ def check(off: list[SequenceOutput], on: list[SequenceOutput]) -> int:
 
 
 async def test_a_simulated_engine_finds_the_prefix_of_the_second_request(open_store: Any, working: Any) -> None:
-    off = await run(open_store, working, WarmSim, OFF, 0)
-    on = await run(open_store, working, WarmSim, EAGER, 1)
+    off = await run(open_store, working, warm_sim, OFF, 0)
+    on = await run(open_store, working, warm_sim, EAGER, 1)
     background = len(BACKGROUND) // 4
     assert background - 16 <= check(off, on) <= background + 16
 

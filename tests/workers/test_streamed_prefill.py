@@ -335,7 +335,7 @@ async def test_what_may_belong_to_a_stop_string_is_held_back(
             await stepped(engine, lambda: engine.num_finished > 0 and is_idle(worker), eventually)
         value = await desk.resolved(draft)
         assert (value.value, value.token_ids) == (f" {words} ", ())
-        assert 20 <= len(engine.values()[-1]) <= 30  # 30 words, then the four of the stop string
+        assert BLOCK <= len(engine.values()[-1]) <= 30  # 30 words, then the four of the stop string
         assert all(value.value.startswith(s.segments[-1].text) for s in engine.prefilled[1:])
         _, cached = await ran(desk, worker, engine, review)
         assert cached >= 3 * BLOCK  # the known beginning; what was cut has no ids, and its text is tokenised anew

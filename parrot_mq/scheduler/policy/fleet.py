@@ -9,14 +9,12 @@ from collections.abc import Collection, Iterator, Mapping
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import is_throughput
-from parrot_mq.scheduler.policy.load import EngineLoad
+from parrot_mq.scheduler.policy.load import SIZES, EngineLoad
 from parrot_mq.scheduler.policy.ranking import Ranking
 from parrot_mq.scheduler.policy.residency import Holders
 
 MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
-SIZES = ((256, 64), (1024, 512))
-"""Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
 NUM_BEST = 2
 """Engines of a ranking that a request is compared on."""
 MAX_DRIFT = 0.1
@@ -63,7 +61,7 @@ class _Pool:
 class Fleet(Mapping[str, EngineLoad]):
     """All engines by id, and which of them a request should be compared on.
 
-    Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.score_ms``,
+    Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.scores_ms``,
     which has wait, step and harm in it), apart for short and long outputs, and by what they have room for. An engine is
     ranked anew after it has changed, when a backlog of prompts is prefilled, and when its pace beside urgent requests
     allows throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm
@@ -253,7 +251,7 @@ class Fleet(Mapping[str, EngineLoad]):
         if before is not None and before != now:
             self._unrank(load.id, before)
         self._ranked[load.id] = now
-        scores = tuple(load.score_ms(prompt, output, now_ms) for prompt, output in SIZES)
+        scores = load.scores_ms(now_ms)
         headroom = load.headroom
         if load.model not in self._pools:
             self._pools[load.model] = _Pool()

@@ -12,6 +12,8 @@ from parrot_mq.scheduler.policy.pacing import Pacing
 from parrot_mq.scheduler.policy.prefix import Boundary
 from parrot_mq.scheduler.policy.residency import Holders, Residency
 
+SIZES = ((256, 64), (1024, 512))
+"""Prompt and output tokens of the requests that engines are ranked for; one is looked up in the nearer ranking."""
 ROUND_TRIP_MS = 2.0
 """From a completion until the next request has arrived at the engine: what dispatching ahead has to bridge."""
 MIN_STEP_MS = 0.05
@@ -27,8 +29,8 @@ class EngineLoad:
 
     __slots__ = (
         "_affinity", "_books", "_bound_ms", "_changed", "_kv_free_tokens", "_next_step_ms", "_next_wait", "_pacing",
-        "_per_token_ms", "_prefill_until_ms", "_queue_depth_steps", "_residency", "_room", "_step_ms", "_suspended",
-        "id", "record",
+        "_per_token_ms", "_prefill_until_ms", "_queue_depth_steps", "_residency", "_room", "_size_prefills_ms",
+        "_step_ms", "_suspended", "id", "record",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +53,7 @@ class EngineLoad:
         self._pacing = Pacing()
         self._prefill_until_ms = 0.0
         self._step_ms = self._next_step_ms = self._per_token_ms = self._next_wait = 0.0
+        self._size_prefills_ms: tuple[float, ...] = ()
         self._derive()
 
     # What it says, and what it has ------------------------------------------------------------------------------------
@@ -61,6 +64,7 @@ class EngineLoad:
         self._suspended = False
         if record is not None:
             self._residency.report(record.resident)
+            self._size_prefills_ms = tuple(record.cost.prefill_ms(prompt) for prompt, _ in SIZES)
         self._derive()
 
     def forget(self) -> None:
@@ -201,6 +205,8 @@ class EngineLoad:
 
     def _known(self, node: RequestNode, now_ms: float) -> tuple[int, int]:
         """Return how much of the prompt is cached here, and how much of that something that runs here reads as well."""
+        if not self._residency.may_hold(node.prefix) and node.planned_engine != self.id:
+            return 0, 0
         cached = self.cached_tokens(node, now_ms)
         return cached, self._books.sharing.shared_with(node.prefix) if cached else 0
 
@@ -215,9 +221,15 @@ class EngineLoad:
             return None
         return self._next_completion_ms(node.prompt_tokens, node.output_tokens, cached, shared, now_ms)
 
-    def score_ms(self, prompt_tokens: int, output_tokens: int, now_ms: float) -> float:
-        """Return ``completion_ms`` of a request of this size that shares nothing: what engines are ranked by."""
-        return self._next_completion_ms(prompt_tokens, output_tokens, 0, 0, now_ms)
+    def scores_ms(self, now_ms: float) -> tuple[float, ...]:
+        """Return ``completion_ms`` of requests of each of ``SIZES`` that share nothing: what engines are ranked by."""
+        wait, output_tokens, per_token_ms = self._next_wait, self._books.output_tokens, self._per_token_ms
+        scores = []
+        for (prompt, output), prefill_ms in zip(SIZES, self._size_prefills_ms, strict=True):
+            step_ms = self._next_step_ms + per_token_ms * (prompt + output // 2)
+            wait_ms = wait * (output_tokens + output) * step_ms if wait else 0.0
+            scores.append(self._total_ms(prefill_ms, step_ms, wait_ms, output, now_ms))
+        return tuple(scores)
 
     def completion_ms(self, node: RequestNode, now_ms: float, *, count: int = 1, shared_tokens: int = 0) -> float:
         """Predict how long ``count`` requests like ``node`` take here, plus the delay they are to urgent ones here.
@@ -328,11 +340,16 @@ class EngineLoad:
         self._room = 0
         if record is not None:
             running, slots = len(books.charges), record.max_num_seqs
-            self._step_ms = self._step_with(0, 0, 0)
+            cost = record.cost
             # With one request more: a step, what each of its context tokens adds, and its part of a round of slots.
-            self._next_step_ms = self._step_with(1, 0, 0)
-            self._per_token_ms = record.cost.decode_per_context_token_ms * min(1.0, slots / (running + 1))
-            self._next_wait = max(0, running + 1 - slots) / (slots * (running + 1))
+            if running < slots:
+                self._step_ms = cost.decode_step_ms(running, books.context_tokens, books.sharing.tokens)
+                self._next_step_ms = self._step_ms + cost.decode_per_seq_ms
+                self._per_token_ms, self._next_wait = cost.decode_per_context_token_ms, 0.0
+            else:
+                self._step_ms, self._next_step_ms = self._step_with(0, 0, 0), self._step_with(1, 0, 0)
+                self._per_token_ms = cost.decode_per_context_token_ms * slots / (running + 1)
+                self._next_wait = (running + 1 - slots) / (slots * (running + 1))
             if record.state is EngineState.READY and not self._suspended:
                 self._room = slots - running if slots > running else max(0, slots - running + self._ahead())
         self._changed(self)

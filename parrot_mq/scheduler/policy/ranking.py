@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-MAX_BUCKET = 256
+MAX_BUCKET = 1024
 
 _Entry = tuple[float, str]
 
@@ -48,7 +48,8 @@ class Ranking:
             self._buckets.append([entry])
             self._lasts.append(entry)
             return
-        at = min(bisect_left(self._lasts, entry), len(self._lasts) - 1)
+        last = len(self._lasts) - 1
+        at = min(bisect_left(self._lasts, entry), last) if last else 0
         bucket = self._buckets[at]
         insort(bucket, entry)
         self._lasts[at] = bucket[-1]
@@ -65,7 +66,7 @@ class Ranking:
             self._remove((key, name))
 
     def _remove(self, entry: _Entry) -> None:
-        at = bisect_left(self._lasts, entry)
+        at = bisect_left(self._lasts, entry) if len(self._lasts) > 1 else 0
         bucket = self._buckets[at]
         del bucket[bisect_left(bucket, entry)]
         if bucket:

@@ -93,13 +93,15 @@ class Residency:
 
     def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
         """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
-        if not self._holders.any_of(prefix, self._engine_id):
-            return 0
         until_ms = self._until_ms
         for digest, num_tokens in reversed(prefix):
             if until_ms.get(digest, now_ms) > now_ms:
                 return num_tokens
         return 0
+
+    def may_hold(self, prefix: Sequence[Boundary]) -> bool:
+        """Whether the engine may hold any of ``prefix``."""
+        return self._holders.any_of(prefix, self._engine_id)
 
     def report(self, digests: Iterable[str]) -> None:
         """Take in what a heartbeat lists."""

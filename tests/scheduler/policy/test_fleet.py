@@ -14,7 +14,8 @@ from parrot_mq.messages import LATENCY, THROUGHPUT, CostModel, EngineState, Obje
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import EngineLoad, Fleet
-from parrot_mq.scheduler.policy.fleet import MAX_DRIFT, SIZES, Standing
+from parrot_mq.scheduler.policy.fleet import MAX_DRIFT, Standing
+from parrot_mq.scheduler.policy.load import SIZES
 from parrot_mq.scheduler.policy.residency import MAX_RECENT, RECENT_MS
 from tests.scheduler.support import engine, spec_of
 
@@ -144,10 +145,10 @@ class FleetMachine(RuleBasedStateMachine):
             pool = self.fleet._pool(model, self.now_ms)
             ranked: dict[str, Standing] = {}
             for standing in Standing:
-                for (prompt, output), ranking in zip(SIZES, pool.scores[standing], strict=True):
+                for size, ranking in enumerate(pool.scores[standing]):
                     for score, name in ranking.first(len(ENGINES)):
                         assert ranked.setdefault(name, standing) is standing
-                        exact = loads[name].score_ms(prompt, output, self.now_ms)
+                        exact = loads[name].scores_ms(self.now_ms)[size]
                         backlog = max(0.0, loads[name].prefill_until_ms - self.now_ms)
                         # Between two rankings only the backlog of prompts shrinks.
                         late = exact * MAX_DRIFT / (1 - MAX_DRIFT) if not backlog else math.inf
@@ -181,6 +182,12 @@ class FleetMachine(RuleBasedStateMachine):
             roomiest = self.fleet.roomiest("", self.now_ms)
             if roomiest is None or roomiest.headroom < prompt + output:
                 assert not any(load.admits(node, self.now_ms) for load in self.fleet.values())
+
+    @invariant()
+    def scores_are_predictions_for_usual_requests(self) -> None:
+        for load in self.open().values():
+            alike = [load.completion_ms(request("probe", *size), self.now_ms) for size in SIZES]
+            assert load.scores_ms(self.now_ms) == pytest.approx(alike)
 
     @invariant()
     def a_prediction_is_the_same_by_either_way(self) -> None:
