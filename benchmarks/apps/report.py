@@ -127,6 +127,11 @@ def rate_within(rows: Iterable[Row], bound_ms: float = NORMALISED_BOUND_MS) -> f
     return last
 
 
+def _at_least(rate: float) -> str:
+    """Say so where a rate is the largest that was tried."""
+    return "≥ " if rate == max(point.values["rate"] for point in EXPERIMENTS["gpts"].points) else ""
+
+
 def _rates(rows: Sequence[Row]) -> str:
     curves: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -137,8 +142,8 @@ def _rates(rows: Sequence[Row]) -> str:
     for key, curve in curves.items():
         if len(curve) > 1:
             rate = rate_within(curve)
-            ratio = f"{own / rate:.2f}" if rate else "-"
-            lines.append(_line([_label(*key), f"{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
+            ratio = f"{_at_least(own)}{own / rate:.2f}" if rate and not _at_least(rate) else "-"
+            lines.append(_line([_label(*key), f"{_at_least(rate)}{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
     return "\n".join(lines) + "\n"
 
 
