@@ -6,6 +6,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.reasons import REASONS
@@ -34,8 +35,8 @@ spread; "x" is how many times as long as ours a system took.
 Found = dict[tuple[str, str, str, str, str], Row]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the whole report."""
+def markdown(rows: Sequence[Row], folder: Path = RESULTS) -> str:
+    """Return the whole report; ``folder`` is where it will lie, with timelines in a folder of that name."""
     found = _by_key(rows)
     parts = [HEAD, "## Aims\n", _aims(found)]
     for mode in ("simulated", "real"):
@@ -43,7 +44,16 @@ def markdown(rows: Sequence[Row]) -> str:
             mine = [row for row in rows if row["experiment"] == name and row["mode"] == mode]
             if mine:
                 parts += [f"## {name}, {mode}\n", _about(mine), _seconds(name, mode, mine), _reason(found, name, mode)]
-                parts += [text for text in (_extras(name, mine), _ablations(mine), _plot_line(name, mode)) if text]
+                parts += [
+                    text
+                    for text in (
+                        _extras(name, mine),
+                        _ablations(mine),
+                        _timelines(name, mode, folder),
+                        _plot_line(name, mode),
+                    )
+                    if text
+                ]
     return "\n".join(parts)
 
 
@@ -117,6 +127,11 @@ def rate_within(rows: Iterable[Row], bound_ms: float = NORMALISED_BOUND_MS) -> f
     return last
 
 
+def _at_least(rate: float) -> str:
+    """Say so where a rate is the largest that was tried."""
+    return "≥ " if rate == max(point.values["rate"] for point in EXPERIMENTS["gpts"].points) else ""
+
+
 def _rates(rows: Sequence[Row]) -> str:
     curves: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -127,8 +142,8 @@ def _rates(rows: Sequence[Row]) -> str:
     for key, curve in curves.items():
         if len(curve) > 1:
             rate = rate_within(curve)
-            ratio = f"{own / rate:.2f}" if rate else "-"
-            lines.append(_line([_label(*key), f"{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
+            ratio = f"{_at_least(own)}{own / rate:.2f}" if rate and not _at_least(rate) else "-"
+            lines.append(_line([_label(*key), f"{_at_least(rate)}{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
     return "\n".join(lines) + "\n"
 
 
@@ -223,6 +238,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _timelines(name: str, mode: str, folder: Path) -> str:
+    files = sorted((folder / "timelines").glob(f"{name}_*_{mode}_*.json"))
+    links = ", ".join(f"[{path.stem}](timelines/{quote(path.name)})" for path in files)
+    return f"Each call's life in milliseconds: {links}\n" if links else ""
+
+
 def _plot_line(name: str, mode: str) -> str:
     return f"![{name}, {mode}](apps-{name}-{mode}.svg)\n"
 
@@ -234,7 +255,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = with_ratios(read(args.file))
     folder = args.file.parent
-    (folder / "apps.md").write_text(markdown(rows))
+    (folder / "apps.md").write_text(markdown(rows, folder))
     if not args.no_plots:
         from benchmarks.apps.plots import draw
 
