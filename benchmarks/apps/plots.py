@@ -31,7 +31,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
             figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
             (_curves if name == "gpts" else _bars)(axes, mine, labels)
             axes.set_title(f"{name}, {mode}")
-            axes.legend(fontsize="small")
+            figure.legend(fontsize="small", loc="outside right upper")
             path = folder / f"apps-{name}-{mode}.svg"
             figure.savefig(path, metadata={"Date": None})
             pyplot.close(figure)

@@ -38,9 +38,9 @@ def drain(engine: Engine) -> dict[str, SequenceOutput]:
     return last
 
 
-def test_which_engines_take_hints(make_engine: MakeEngine) -> None:
+def test_both_engines_take_hints(make_engine: MakeEngine) -> None:
     assert isinstance(make_engine("llama"), TakesHints)
-    assert not isinstance(SimEngine(), TakesHints)
+    assert isinstance(SimEngine(), TakesHints)
 
 
 def test_a_prompt_computed_ahead_is_found(make_engine: MakeEngine) -> None:
