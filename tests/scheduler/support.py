@@ -192,7 +192,7 @@ class StubEngine:
             while not self._ended:
                 assignments, controls = await store.receive(self.id, after, block_ms=50)
                 self.hints += [(c.kind, c.text) for c in controls if c.kind in ("prefill", "retain", "release")]
-                await asyncio.sleep(0)  # fakeredis' group read does not block, nor yield with redis-py 8
+                await asyncio.sleep(0.002)  # fakeredis' group read does not block, nor yield with redis-py 8
                 after = controls[-1].entry_id if controls else after
                 if assignments:
                     claims = await self._claim(store, assignments)

@@ -69,6 +69,7 @@ async def test_an_input_that_is_generated_is_followed(
     assert (await app.get(producer)).value == "start"
 
 
+@pytest.mark.parametrize("shell_store", [pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
 async def test_an_engine_that_dies_with_hints_out_harms_nothing(
     shell_store: Store, app: App, engines: Engines, running: Start
 ) -> None:
