@@ -332,7 +332,12 @@ class SimEngine:
 
     def _spend(self, work: StepWork) -> None:
         took_ms, announced = work.total_ms(self._true_cost), self._spec.cost
-        self._costs.observe(work.prefill_ms(announced), work.decode_ms(announced), took_ms)
+        self._costs.observe(
+            work.prefill_ms(announced),
+            work.decode_ms(announced),
+            took_ms,
+            num_prefill_tokens=work.num_prefill_tokens,
+        )
         self.totals.add(work, took_ms, self._true_cost)
         if self.on_step is not None:
             self.on_step(work, took_ms)
