@@ -95,7 +95,9 @@ class CostModel:
             num_tokens += tokens
             prefill_ms += self.prefill_ms(tokens, before)
         if num_seqs:
-            return prefill_ms + self.decode_step_ms(num_seqs, context_tokens, shared_tokens) - self.hidden_ms(num_tokens)
+            return (
+                prefill_ms + self.decode_step_ms(num_seqs, context_tokens, shared_tokens) - self.hidden_ms(num_tokens)
+            )
         return max(prefill_ms, self.decode_base_ms) if num_tokens else 0.0
 
     def interference_ms(self, shape: RequestShape) -> float:
