@@ -228,11 +228,13 @@ class Core:
         self._undispatch(node)
         if node not in self.equals:
             self._describe(node)
-        self.ready.take(node)
-        self.equals.discard(node)
+            self._put(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
-        self.equals.charge(node, self.engines.load_of(engine_id), now_s * 1000)
+        if self.equals.charge(node, self.engines.load_of(engine_id), now_s * 1000):
+            self.ready.take(node)
+        else:  # an equal one runs there: neither the engine nor the tenant is charged for this one
+            self.ready.discard(node)
         self.ahead.dispatched(node)
         if node.objective is not None:
             self._changed([node])
