@@ -61,7 +61,7 @@ class Core:
         if node is None:
             return None
         self._estimates.expect(node)
-        self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
+        self.templates.submitted(node)  # looked up from now on: while it waits, its lengths count on critical paths
         self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
@@ -218,6 +218,9 @@ class Core:
         if engine_id:
             self.equals.charge(node, self.engines.load_of(engine_id), 0.0)
             self.ahead.dispatched(node)
+            if node.objective is not None:  # whoever dispatched it may not have come to tell the engine
+                node.told = node.objective.kind
+                self.upgraded.append(node)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
