@@ -150,10 +150,11 @@ class Fleet(Mapping[str, EngineLoad]):
         them only for other work. Where the whole request fits nowhere, only those that hold a part of it are.
         """
         self._refresh(now_ms)
-        found = dict.fromkeys(self._ranked_best(node, now_ms, kept, count))
+        names = self._ranked_best(node, now_ms, kept, count)
         for name in self._attracting(node, kept):
-            found[name] = None
-        return [self._loads[name] for name in found]
+            if name not in names:
+                names.append(name)
+        return [self._loads[name] for name in names]
 
     def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
@@ -188,12 +189,9 @@ class Fleet(Mapping[str, EngineLoad]):
         if node.group is not None and node.group.engine:
             found.append(node.group.engine)
         found = [engine_id for engine_id in found if self.is_open(engine_id, model, kept)]
-        if self._affinity:
-            for digest, num_tokens in reversed(node.prefix):
-                if num_tokens < MIN_SHARED_TOKENS:
-                    break
-                some = self._holders.some(digest, NUM_HOLDERS)
-                if some and (held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]):
+        if self._affinity and node.prefix:
+            for some in self._holders.some_of(node.prefix, MIN_SHARED_TOKENS, NUM_HOLDERS):
+                if held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]:
                     return found + held
         return found
 

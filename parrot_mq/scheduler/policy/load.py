@@ -23,7 +23,7 @@ class EngineLoad:
     """
 
     __slots__ = (
-        "_affinity", "_books", "_changed", "_pacing", "_residency", "_suspended", "id", "outlook", "record",
+        "_affinity", "_books", "_changed", "_holders", "_pacing", "_residency", "_suspended", "id", "outlook", "record",
     )  # fmt: skip
 
     def __init__(
@@ -41,7 +41,8 @@ class EngineLoad:
         self._affinity = affinity
         self._changed = changed
         self._books = Books()
-        self._residency = Residency(engine_id, holders if holders is not None else Holders())
+        self._holders = holders if holders is not None else Holders()
+        self._residency = Residency(engine_id, self._holders)
         self._pacing = Pacing()
         self.outlook = Outlook(self._books, queue_depth_steps)
         self._derive()
@@ -179,7 +180,7 @@ class EngineLoad:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
         if not self._affinity:
             return 0
-        cached = self._residency.cached_tokens(node.prefix, now_ms) if node.prefix else 0
+        cached = self._holders.cached_tokens(node.prefix, self.id, now_ms) if node.prefix else 0
         if node.planned_engine == self.id:
             return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached

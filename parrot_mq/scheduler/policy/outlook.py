@@ -57,9 +57,11 @@ class Outlook:
             self._per_token_ms, self._wait = cost.decode_per_context_token_ms, 0.0
             self.room = slots - running if is_open else 0
         else:
-            self._step_ms, self._next_step_ms = self.step_with(0, 0, 0), self.step_with(1, 0, 0)
-            self._per_token_ms = cost.decode_per_context_token_ms * slots / (running + 1)
-            self._wait = (running + 1 - slots) / (slots * (running + 1))
+            after, context, shared = running + 1, books.context_tokens * slots, books.sharing.tokens * slots
+            self._step_ms = cost.decode_step_ms(slots, context / running, shared / running)
+            self._next_step_ms = cost.decode_step_ms(slots, context / after, shared / after)
+            self._per_token_ms = cost.decode_per_context_token_ms * slots / after
+            self._wait = (after - slots) / (slots * after)
             self.room = max(0, slots - running + self._ahead()) if is_open else 0
 
     def _ahead(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from parrot_mq.scheduler.policy.prefix import Boundary
 
@@ -13,17 +14,24 @@ RECENT_MS = 30_000.0
 MAX_RECENT = 1024
 
 
+_Held = tuple[str, float] | OrderedDict[str, float]
+"""Who holds a prefix, and until when. Most have one holder, which then stands as it is."""
+
+
 class Holders:
     """The engines that hold a prefix, by digest, and until when (milliseconds on the clock of decisions) each does.
 
-    One dict for all engines: to ask about one prefix on several engines touches the same memory.
+    One dict for all engines, so that to ask about one prefix on several engines touches the same memory. A decision
+    does just that: what is held of the prefix that was asked for last is remembered until it may have changed.
     """
 
-    __slots__ = ("_of",)
+    __slots__ = ("_asked", "_found", "_of")
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[str, float] | OrderedDict[str, float]] = {}
-        """Most prefixes have one holder, which then stands here as it is."""
+        self._of: dict[str, _Held] = {}
+        self._asked: Sequence[Boundary] = ()
+        self._found: list[tuple[_Held, int]] = []
+        """Of the prefix that was asked for last: the holders, and the tokens, of each boundary that has any."""
 
     def __len__(self) -> int:
         return len(self._of)
@@ -31,13 +39,17 @@ class Holders:
     def __contains__(self, digest: str) -> bool:
         return digest in self._of
 
+    def _held(self, prefix: Sequence[Boundary]) -> list[tuple[_Held, int]]:
+        """Return what is held of ``prefix``, longest first."""
+        if prefix is not self._asked:
+            of = self._of
+            self._asked = prefix
+            self._found = [(of[digest], num_tokens) for digest, num_tokens in reversed(prefix) if digest in of]
+        return self._found
+
     def cached_tokens(self, prefix: Sequence[Boundary], engine_id: str, now_ms: float) -> int:
         """Return how many tokens of ``prefix`` an engine holds: those up to the last boundary of which it does."""
-        of = self._of
-        for digest, num_tokens in reversed(prefix):
-            holders = of.get(digest)
-            if holders is None:
-                continue
+        for holders, num_tokens in self._found if prefix is self._asked else self._held(prefix):
             if isinstance(holders, tuple):
                 if holders[0] == engine_id and holders[1] > now_ms:
                     return num_tokens
@@ -45,8 +57,28 @@ class Holders:
                 return num_tokens
         return 0
 
+    def some_of(self, prefix: Sequence[Boundary], min_tokens: int, limit: int) -> Iterator[list[str]]:
+        """Go through the boundaries of ``prefix`` of ``min_tokens`` or more that are held, longest first: up to
+        ``limit`` holders of each; of more, the next few in turn.
+
+        A few in turn are enough to keep the load of many holders even (the power of d choices, Mitzenmacher 2001).
+        """
+        for holders, num_tokens in self._held(prefix):
+            if num_tokens < min_tokens:
+                return
+            if isinstance(holders, tuple):
+                yield [holders[0]]
+            elif len(holders) <= limit:
+                yield list(holders)
+            else:
+                some = list(itertools.islice(holders, limit))
+                for engine_id in some:
+                    holders.move_to_end(engine_id)
+                yield some
+
     def hold(self, digest: str, engine_id: str, until_ms: float) -> None:
         """Note a holder, or until when it is one."""
+        self._asked, self._found = (), []
         of = self._of
         holders = of.get(digest)
         if holders is None:
@@ -60,6 +92,7 @@ class Holders:
 
     def discard(self, digest: str, engine_id: str) -> None:
         """Forget a holder."""
+        self._asked, self._found = (), []
         holders = self._of.get(digest)
         if isinstance(holders, OrderedDict):
             holders.pop(engine_id, None)
@@ -67,25 +100,6 @@ class Holders:
                 del self._of[digest]
         elif holders is not None and holders[0] == engine_id:
             del self._of[digest]
-
-    def some(self, digest: str, limit: int) -> list[str]:
-        """Return up to ``limit`` holders of a prefix; of more, the next few in turn.
-
-        A few in turn are enough to keep the load of many holders even (the power of d choices, Mitzenmacher 2001).
-        """
-        holders = self._of.get(digest)
-        if holders is None:
-            return []
-        if isinstance(holders, tuple):
-            return [holders[0]]
-        if len(holders) <= limit:
-            return list(holders)
-        found = []
-        for _ in range(limit):
-            engine_id = next(iter(holders))
-            holders.move_to_end(engine_id)
-            found.append(engine_id)
-        return found
 
 
 class Residency:
@@ -100,10 +114,6 @@ class Residency:
         """What it lists counts as held for as long as it does."""
         self._recent: OrderedDict[str, float] = OrderedDict()
         """Until when what was assigned counts, oldest first."""
-
-    def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
-        """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
-        return self._holders.cached_tokens(prefix, self._engine_id, now_ms)
 
     def report(self, digests: Iterable[str]) -> None:
         """Take in what a heartbeat lists."""

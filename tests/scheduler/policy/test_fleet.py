@@ -174,7 +174,8 @@ class FleetMachine(RuleBasedStateMachine):
                 held = digest in self.reported.get(load.id, ()) or at_ms + RECENT_MS > self.now_ms
                 assert load.cached_tokens(node, self.now_ms) == (7 if held else 0)
                 if held:
-                    assert load.id in self.fleet._holders.some(digest, len(ENGINES))
+                    (some,) = self.fleet._holders.some_of(node.prefix, 0, len(ENGINES))
+                    assert load.id in some
 
     @invariant()
     def what_does_not_fit_the_roomiest_fits_nowhere(self) -> None:
