@@ -85,10 +85,17 @@ def _reason(found: Found, name: str, mode: str) -> str:
     return f"*Where an aim is missed:* {reason}\n" if reason and (missed or is_mixed) else ""
 
 
+EXTRAS = {
+    "gpts": ("normalised_ms",),
+    "copilot": ("wall_s",),
+    "mixed": ("chat_normalised_ms", "chat_tpot_ms", "map_reduce_wall_s", "map_reduce_tokens_per_s"),
+    **dict.fromkeys(("chain-background", "retention", "task-groups"), ("background_s",)),
+}
+"""What stands beside the seconds of an experiment."""
+
+
 def _extras(name: str, rows: Sequence[Row]) -> str:
-    extras = {"gpts": ("normalised_ms",), "copilot": ("wall_s",), "chain-background": ("background_s",)}.get(name, ())
-    if name == "mixed":
-        extras = ("chat_normalised_ms", "chat_tpot_ms", "map_reduce_wall_s", "map_reduce_tokens_per_s")
+    extras = EXTRAS.get(name, ())
     lines = header(["point", "system", *extras])
     for row in rows:
         if extras and any(extra in row for extra in extras) and not row["feature_off"]:

@@ -29,6 +29,8 @@ def engines_of(experiment: Experiment, system: System, scale: Scale) -> EngineSe
     profile = load_profile(name)
     if not system.shared_attention:
         profile = dataclasses.replace(profile, cost=dataclasses.replace(profile.cost, shared_saving=0.0))
+    if experiment.num_blocks:
+        profile = dataclasses.replace(profile, num_blocks=experiment.num_blocks)
     setup = EngineSetup(
         profile,
         count=scale.engines or experiment.num_engines,
