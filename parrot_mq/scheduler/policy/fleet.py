@@ -163,11 +163,11 @@ class Fleet(Mapping[str, EngineLoad]):
         if not most or -most[0][0] < need:
             return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
-        free, promised, paced = (rankings[size] for rankings in pool.scores)
-        found = free.best(need, count, kept)
+        free, promised, paced = pool.scores
+        found = free[size].best(need, count, kept)
         if not is_throughput(node):
-            found = sorted(found + paced.best(need, count, kept))[:count]
-        found += promised.best(need, count, kept)
+            found = sorted(found + paced[size].best(need, count, kept))[:count]
+        found += promised[size].best(need, count, kept)
         return [name for _, name, _ in found]
 
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
