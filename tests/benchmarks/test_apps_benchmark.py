@@ -23,7 +23,7 @@ from benchmarks.apps.plots import draw
 from benchmarks.apps.reference import AIMS, PUBLISHED
 from benchmarks.apps.report import markdown, rate_within
 from benchmarks.apps.rows import Row, merge, read, row_of, with_ratios
-from benchmarks.apps.systems import BASELINES, SWITCHES, SYSTEMS, latency_seqs, ours
+from benchmarks.apps.systems import BASELINES, PREFILL_AHEAD, SWITCHES, SYSTEMS, latency_seqs, ours
 from benchmarks.apps.texts import SimulatedTexts
 from parrot_mq.messages import CostModel, RequestShape
 from parrot_workers.sim.content import count_tokens
@@ -191,10 +191,10 @@ class TestSystems:
         for system in BASELINES:
             assert not any(getattr(system.scheduler, name) for name in SWITCHES)
 
-    def test_ours_has_one_off_at_most(self) -> None:
+    def test_of_ours_that_is_off_which_is_named(self) -> None:
         assert all(getattr(ours().scheduler, name) for name in SWITCHES)
-        for name in SWITCHES:
-            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == [name]
+        for name in (*SWITCHES, PREFILL_AHEAD):
+            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == name.split("+")
 
     def test_a_feature_has_a_name_that_exists(self) -> None:
         with pytest.raises(ValueError, match="is no feature"):

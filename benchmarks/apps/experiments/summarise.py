@@ -13,6 +13,7 @@ from benchmarks.apps.application import Application, Calls, Function, Handle
 from benchmarks.apps.bench import Bench, Experiment, Outcome, Point, mean_seconds, timed
 from benchmarks.apps.drivers import Ran
 from benchmarks.apps.experiments.as_run import chunks_as_run, concurrent_chunks_as_run
+from benchmarks.apps.systems import PREFILL_AHEAD
 from parrot_mq.messages import RequestShape
 
 DOCUMENT_CHUNKS = (33, 21, 23, 20, 27, 26, 45, 44, 21, 28)
@@ -107,7 +108,7 @@ CHAIN = Experiment(
     shape=RequestShape(1120, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "prefix_affinity"),
+    features=(PREFILL_AHEAD, "eager_prefill", "streamed_prefill", "deduce_objectives", "prefix_affinity"),
     quick_values={"documents": [QUICK_DOCUMENT]},
     points=(
         *sweep(),
@@ -116,7 +117,7 @@ CHAIN = Experiment(
         Point(
             "out=50, summary first",
             {"chunk": CHUNK, "out": 50, "chunk_first": False},
-            features=("eager_prefill", "streamed_prefill"),
+            features=(PREFILL_AHEAD, "eager_prefill", "streamed_prefill"),
         ),
     ),
     run=run_chain,
@@ -160,7 +161,7 @@ CHAIN_BACKGROUND = Experiment(
     shape=RequestShape(1120, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "deduce_objectives", "retain_prefixes"),
+    features=(PREFILL_AHEAD, "eager_prefill", "deduce_objectives", "retain_prefixes"),
     points=(
         *(Point(f"rate={rate:g}", {"rate": rate}, quick=rate == 2) for rate in RATES),
         *(
@@ -204,7 +205,7 @@ CONCURRENT_CHAINS = Experiment(
     shape=RequestShape(2144, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "retain_prefixes"),
+    features=(PREFILL_AHEAD, "eager_prefill", "streamed_prefill", "deduce_objectives", "retain_prefixes"),
     points=(
         *(Point(f"chains={count}", {"count": count}, quick=count == 10) for count in COUNTS),
         *(
@@ -234,7 +235,7 @@ MAP_REDUCE = Experiment(
     shape=RequestShape(1050, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("task_groups", "sibling_admission", "eager_prefill", "streamed_prefill"),
+    features=("task_groups", "sibling_admission", PREFILL_AHEAD, "eager_prefill", "streamed_prefill"),
     quick_values={"documents": [QUICK_DOCUMENT]},
     points=(*sweep(), *as_run()),
     run=run_map_reduce,
