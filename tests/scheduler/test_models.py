@@ -66,7 +66,7 @@ def test_the_names_that_are_remembered_are_bounded() -> None:
 def test_nothing_is_left_of_requests_for_models_that_nobody_serves() -> None:
     def num_nodes() -> int:
         gc.collect()
-        return sum(isinstance(thing, RequestNode) for thing in gc.get_objects())
+        return sum(type(thing) is RequestNode for thing in gc.get_objects())
 
     before, core = num_nodes(), core_with(engine("e0"))
     for n in range(100):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from parrot_kernels import Backend
 from parrot_mq.messages import ObjectiveKind, SamplingParams
-from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.model_runner import ModelRunner
@@ -235,7 +236,12 @@ class EngineCore:
     def _report(self, step: StepInFlight, work: StepWork) -> None:
         self._total.add(step.counts)
         announced, took_ms = self._spec.cost, 1000 * sum(step.clock.seconds.values())
-        self._costs.observe(work.prefill_ms(announced), work.decode_ms(announced), took_ms)
+        self._costs.observe(
+            work.prefill_ms(announced),
+            work.decode_ms(announced),
+            took_ms,
+            num_prefill_tokens=work.num_prefill_tokens,
+        )
         if self._profiler is not None:
             self._profiler.step()
         if self._on_step is not None:

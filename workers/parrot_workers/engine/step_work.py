@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.messages import CostModel
-from parrot_workers.engine.batch_scheduler import Chunk
+from parrot_workers.engine.chunk import Chunk
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class StepWork:
                 tables[table[0]] = table
         return cls(tuple(prefills), num_rows, context, shared)
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens that are computed."""
+        return sum(num_tokens for num_tokens, _ in self.prefills)
+
     def prefill_ms(self, cost: CostModel) -> float:
         """Predict the part that prefills take."""
         return sum(cost.prefill_ms(num_tokens, start) for num_tokens, start in self.prefills)
@@ -48,6 +53,10 @@ class StepWork:
     def decode_ms(self, cost: CostModel) -> float:
         """Predict the part that decoding takes."""
         return cost.decode_step_ms(self.num_rows, self.context_tokens, self.shared_tokens) if self.num_rows else 0.0
+
+    def total_ms(self, cost: CostModel) -> float:
+        """Predict what the step takes."""
+        return cost.step_ms(self.prefills, self.num_rows, self.context_tokens, self.shared_tokens)
 
 
 def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
