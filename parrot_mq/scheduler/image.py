@@ -67,9 +67,10 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 def _attributes(value: object) -> dict[str, Any]:
     """Return what an object holds, in its ``__dict__`` and its slots."""
+    kind: Any = type(value)
     without = getattr(value, "image_without", ())
     found = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in without}
-    for name in _slots(type(value)):
+    for name in _slots(kind):
         item = getattr(value, name, _ABSENT)
         if item is not _ABSENT:
             found[name] = item
@@ -138,7 +139,8 @@ class Whole:
         return {"at": place}
 
     def _one(self, value: Any) -> Image:
-        kind, part = type(value), self._part
+        kind: Any = type(value)
+        part = self._part
         if kind is collections.deque:
             return {"deque": [part(item) for item in value], "most": value.maxlen}
         if kind in (dict, collections.OrderedDict):
@@ -149,8 +151,8 @@ class Whole:
             return {"count": int(repr(value)[len("count(") : -1])}
         if kind is types.MethodType:
             return {"method": value.__name__, "of": part(value.__self__)}
-        held, kind = _attributes(value), getattr(kind, "image_as", kind)
-        return {"object": _name_of(kind), "has": {name: part(item) for name, item in held.items()}}
+        held, named = _attributes(value), getattr(value, "image_as", kind)
+        return {"object": _name_of(named), "has": {name: part(item) for name, item in held.items()}}
 
 
 _name_of = functools.cache(name_of)
