@@ -46,11 +46,12 @@ from parrot_mq.messages import LATENCY, THROUGHPUT, TPOT, TTFT, Deadline, Object
 from parrot_mq.sdk.call import Call
 from parrot_mq.sdk.client import Client, connect
 from parrot_mq.sdk.combine import first, gather, map  # noqa: A004 - used as P.map
-from parrot_mq.sdk.explanation import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation
 from parrot_mq.sdk.formatters import Formatter, default_formatter
 from parrot_mq.sdk.function import SemanticFunction, semantic_function
 from parrot_mq.sdk.machine import VirtualMachine
 from parrot_mq.sdk.markers import Input, Output, output
+from parrot_mq.sdk.request_info import RequestInfo
 from parrot_mq.sdk.session import Session
 from parrot_mq.sdk.template import TemplateWarning
 from parrot_mq.sdk.transforms import json_field, regex, strip

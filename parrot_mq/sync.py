@@ -57,10 +57,11 @@ from parrot_mq.sdk.blocking.session import connect
 from parrot_mq.sdk.blocking.variable import BlockingVariable as SemanticVariable
 from parrot_mq.sdk.blocking.variable import BlockingVariables as VariableList
 from parrot_mq.sdk.call import Call
-from parrot_mq.sdk.explanation import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation
 from parrot_mq.sdk.formatters import Formatter, default_formatter
 from parrot_mq.sdk.machine import VirtualMachine
 from parrot_mq.sdk.markers import OutputSpec, output
+from parrot_mq.sdk.request_info import RequestInfo
 from parrot_mq.sdk.template import TemplateWarning
 from parrot_mq.sdk.transforms import json_field, regex, strip
 

@@ -106,7 +106,8 @@ class Standing:
     tenant stand before it, ``num_others`` of other tenants wait as well (tenants take turns by tokens); ``held`` while
     its submit is not complete; ``behind`` is an equal request that stands in line for it too. ``engines`` are those
     that serve its model, of ``num_engines`` in all. ``engine`` is where it is, or, while it waits for inputs, where it
-    is planned to go.
+    is planned to go; ``planned_tokens`` of its prompt are, or are being, prepared there. ``ready_in_ms`` is how long
+    its inputs are expected to take; 0 where nobody can tell.
     """
 
     request: str
@@ -121,6 +122,8 @@ class Standing:
     engines: tuple[EngineAnswer, ...] = ()
     prompt_tokens: int = 0
     output_tokens: int = 0
+    planned_tokens: int = 0
+    ready_in_ms: float = 0.0
 
     def to_json(self) -> str:
         """Return it as one line of JSON."""

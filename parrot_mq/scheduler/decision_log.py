@@ -24,9 +24,11 @@ from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import EngineLoad
 from parrot_mq.settings import SchedulerSettings
 
-MAX_CHECKPOINT = 4_000
-"""With more unfinished requests than this the log pauses where a new file would begin: to write the core down takes 0.1
-ms for each of them, in which nothing is scheduled and leadership is not renewed."""
+MAX_CHECKPOINT = 8_000
+"""With more unfinished requests than this no new file begins: to write the core down takes 0.05 to 0.1 ms for each of
+them, in which nothing is scheduled and leadership is not renewed."""
+MAX_GROWTH = 4
+"""Meanwhile a file grows to so many times its size; then the log pauses."""
 
 TOLD = (
     "add",
@@ -76,6 +78,11 @@ class DecisionLog:
         """Whether a new file is due."""
         return self._size >= self._max_bytes
 
+    @property
+    def is_overfull(self) -> bool:
+        """Whether nothing more is to be written until there is a new file."""
+        return self._size >= MAX_GROWTH * self._max_bytes
+
     def write(self, data: dict[str, Any]) -> None:
         """Append a line."""
         if self._broken:
@@ -116,14 +123,14 @@ class LoggedCore(Core):
     """A core that writes down what it is told and what it decides. What it calls itself is no news."""
 
     image_as = Core
-    image_without = ("_epoch", "_decisions", "_depth", "_paused")
+    image_without = ("_epoch", "_decisions", "_depth", "_grows", "_paused")
 
     def __init__(self, settings: SchedulerSettings, epoch: int, decisions: DecisionLog) -> None:
         super().__init__(settings)
         self._epoch = epoch
         self._decisions = decisions
         self._depth = 0
-        self._paused = False
+        self._grows = self._paused = False
         decisions.write(self._beginning())
 
     def _beginning(self) -> dict[str, Any]:
@@ -154,19 +161,33 @@ class LoggedCore(Core):
             self._decisions.write(line)
 
     def _turn_over(self) -> None:
-        """Begin a new file with the core as it is, unless that is too much to write down."""
-        if len(self.graph.requests) > MAX_CHECKPOINT:
-            if not self._paused:
-                log.warning("the decision log pauses: %d requests are unfinished", len(self.graph.requests))
-            self._paused = True
+        """Begin a new file with the core as it is; while that is too much, let this one grow, or pause."""
+        num_unfinished = len(self.graph.requests)
+        if num_unfinished > MAX_CHECKPOINT:
+            if self._decisions.is_overfull and not self._paused:
+                self._decisions.write({"epoch": self._epoch, "paused": num_unfinished})
+                self._say("pauses until then; a larger decision_log_mib bridges more")
+                self._paused = True
+            elif not self._grows:
+                self._say(f"grows until then, up to {MAX_GROWTH} times its size")
+            self._grows = True
             return
-        self._paused = False
+        self._grows = self._paused = False
         try:
             first = self._beginning()
         except Unfit as error:
             self._decisions.end(error)
         else:
             self._decisions.rotate(first)
+
+    def _say(self, what: str) -> None:
+        log.warning(
+            "the decision log %s is full, and %d requests are unfinished; a new file begins with at most %d: it %s",
+            self._decisions.path,
+            len(self.graph.requests),
+            MAX_CHECKPOINT,
+            what,
+        )
 
 
 def _logged(name: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import functools
 import importlib
 import itertools
 import types
@@ -21,6 +22,7 @@ PACKAGE = "parrot_mq."
 Image = Any
 """What orjson writes and reads: None, bool, int, float, str, lists of such, and objects with them."""
 
+_PLAIN = frozenset({type(None), bool, int, str})
 _CONTAINERS: dict[str, type] = {
     "list": list,
     "dict": dict,
@@ -52,17 +54,30 @@ def class_of(name: str) -> Any:
     return found
 
 
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots that objects of a class have, as they are stored."""
+    found: list[str] = []
+    for cls in kind.__mro__:
+        for name in getattr(cls, "__slots__", ()):
+            is_private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{cls.__name__.lstrip('_')}{name}" if is_private else name)
+    return tuple(name for name in dict.fromkeys(found) if name != "__weakref__")
+
+
 def _attributes(value: object) -> dict[str, Any]:
     """Return what an object holds, in its ``__dict__`` and its slots."""
+    kind: Any = type(value)
     without = getattr(value, "image_without", ())
     found = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in without}
-    for cls in type(value).__mro__:
-        for name in getattr(cls, "__slots__", ()):
-            if name.startswith("__") and not name.endswith("__"):
-                name = f"_{cls.__name__.lstrip('_')}{name}"
-            if name != "__weakref__" and hasattr(value, name):
-                found[name] = getattr(value, name)
+    for name in _slots(kind):
+        item = getattr(value, name, _ABSENT)
+        if item is not _ABSENT:
+            found[name] = item
     return found
+
+
+_ABSENT = object()
 
 
 def scalar(value: Any) -> Image:
@@ -110,29 +125,37 @@ class Whole:
 
     def _part(self, value: Any) -> Image:
         """Return a value's image where it stands in another: scalars and tuples as they are, all else by its place."""
-        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        if kind is tuple:
             return {"tuple": [self._part(item) for item in value]}
-        if value is None or isinstance(value, (bool, int, str, float, bytes, enum.Enum)):
+        if kind is float or kind is bytes or isinstance(value, (enum.Enum, str, int)):
             return scalar(value)
-        if id(value) not in self._places:
-            self._places[id(value)] = len(self._found)
+        place = self._places.get(id(value))
+        if place is None:
+            place = self._places[id(value)] = len(self._found)
             self._found.append(value)
-        return {"at": self._places[id(value)]}
+        return {"at": place}
 
     def _one(self, value: Any) -> Image:
-        kind = type(value)
+        kind: Any = type(value)
+        part = self._part
         if kind is collections.deque:
-            return {"deque": [self._part(item) for item in value], "most": value.maxlen}
+            return {"deque": [part(item) for item in value], "most": value.maxlen}
         if kind in (dict, collections.OrderedDict):
-            return {kind.__name__: [[self._part(key), self._part(item)] for key, item in value.items()]}
-        if kind.__name__ in _CONTAINERS and kind is _CONTAINERS[kind.__name__]:
-            return {kind.__name__: [self._part(item) for item in value]}
+            return {kind.__name__: [[part(key), part(item)] for key, item in value.items()]}
+        if kind in (list, set, frozenset):
+            return {kind.__name__: [part(item) for item in value]}
         if kind is itertools.count:
             return {"count": int(repr(value)[len("count(") : -1])}
-        if isinstance(value, types.MethodType):
-            return {"method": value.__name__, "of": self._part(value.__self__)}
-        held, kind = _attributes(value), getattr(kind, "image_as", kind)
-        return {"object": name_of(kind), "has": {name: self._part(item) for name, item in held.items()}}
+        if kind is types.MethodType:
+            return {"method": value.__name__, "of": part(value.__self__)}
+        held, named = _attributes(value), getattr(value, "image_as", kind)
+        return {"object": _name_of(named), "has": {name: part(item) for name, item in held.items()}}
+
+
+_name_of = functools.cache(name_of)
 
 
 def restore(image: Image) -> Any:

@@ -40,18 +40,25 @@ class Difference:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
     """How far a log was followed: lines that told something, placements among their answers, and the first difference
-    (None: everything comes out the same). ``is_cut``: its last line is not whole, and was left out.
+    (None: everything comes out the same). ``is_cut``: its last line is not whole, and was left out. ``num_unfinished``:
+    the log pauses at its end, because of so many unfinished requests; 0 if it does not.
     """
 
     num_told: int
     num_placements: int
     difference: Difference | None
     is_cut: bool = False
+    num_unfinished: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.num_told} lines with {self.num_placements} placements come out the same"]
         if self.is_cut:
             lines.append("the last line is cut off, and was left out")
+        if self.num_unfinished:
+            lines.append(
+                f"the log pauses here: {self.num_unfinished} requests were unfinished, too many to begin a new file; "
+                "what was decided until there were fewer is in no file"
+            )
         if self.difference is not None:
             lines.append(str(self.difference))
         return "\n".join(lines)
@@ -72,6 +79,8 @@ def replay(path: Path) -> Replayed:
                 if "core" in line:
                     terms[epoch] = _Term(restore(line["core"]))
                     continue
+                if "paused" in line:
+                    return Replayed(num_told, num_placements, None, num_unfinished=line["paused"])
                 term = terms[epoch]
             except (ValueError, KeyError, TypeError) as error:
                 if not text.endswith(b"\n"):  # the process ended while it wrote

@@ -7,6 +7,7 @@ from parrot_mq.messages.standing import MAX_CONSIDERED, MAX_ENGINES
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy import EngineLoad, Placement, refusal
+from parrot_mq.scheduler.policy.ahead import until_ready_ms
 
 
 def aim_of(node: RequestNode) -> Aim:
@@ -60,6 +61,8 @@ def standing(core: Core, request_id: str, now_ms: float) -> Standing | None:
         engines=tuple(answers[:MAX_ENGINES]),
         prompt_tokens=node.prompt_tokens,
         output_tokens=node.output_tokens,
+        planned_tokens=node.planned_tokens,
+        ready_in_ms=round(until_ready_ms(node, core.duration_ms) or 0.0, 1),
     )
 
 

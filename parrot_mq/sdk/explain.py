@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from parrot_mq.messages import EngineRecord, Placed, RequestState, VariableState
-from parrot_mq.sdk.explanation import Explanation, RequestInfo, WaitingInput
+from parrot_mq.messages import EngineRecord, Placed, RequestSpec, RequestState, VariableState
+from parrot_mq.sdk.explanation import Explanation, consumer_of
+from parrot_mq.sdk.request_info import RequestInfo, WaitingInput
 from parrot_mq.store.connect import Store
 from parrot_mq.store.reader import Reader, engines, requests_at_home, variables_at_home
 from parrot_mq.store.records import RequestRecord, VariableRecord
@@ -41,6 +42,7 @@ async def explain_records(
     chain = _Chain(store)
     await chain.follow([record.producer for record in variables if record.producer])
     answers = await chain.ask(within_s)
+    names, asked_ms = await chain.names(), await store.partitions[0].now_ms()
     explanations = []
     for record in variables:
         producer, waits_for = chain.infos.get(record.producer), chain.tree(record.producer, set())
@@ -55,6 +57,8 @@ async def explain_records(
                 waits_for,
                 record.error,
                 answers.note if asked else "",
+                asked_ms,
+                names,
             )
         )
     return explanations
@@ -68,6 +72,8 @@ class _Chain:
         self.infos: dict[str, RequestInfo] = {}
         self._inputs: dict[str, list[VariableRecord]] = {}
         """The unresolved inputs of each request that waits."""
+        self._parameters: dict[str, dict[str, str]] = {}
+        """By request: what its function calls each variable that it reads."""
 
     async def follow(self, requests: Iterable[str]) -> None:
         """Read requests and what they wait for, breadth first."""
@@ -76,8 +82,10 @@ class _Chain:
             level = [i for i in level if i not in self.infos][: MAX_REQUESTS - len(self.infos)]
             if not level:
                 return
-            found = [info_of(record) for record in await requests_at_home(self._store, level)]
+            records = await requests_at_home(self._store, level)
+            found = [info_of(record) for record in records]
             self.infos |= {info.id: info for info in found}
+            self._parameters |= {record.id: _parameters(record) for record in records}
             waiting = [info for info in found if info.state is RequestState.WAITING and info.need]
             for info in waiting:
                 self._inputs[info.id] = await self._unresolved(info)
@@ -132,8 +140,24 @@ class _Chain:
             if producer is not None and not again:
                 shown.add(record.producer)
                 below = self.tree(record.producer, shown)
-            found.append(WaitingInput(record.id, record.name, record.state, producer, below, again))
+            parameter = self._parameters.get(request, {}).get(record.id, "")
+            found.append(WaitingInput(record.id, record.name, record.state, producer, below, again, parameter))
         return tuple(found)
+
+    async def names(self) -> dict[str, str]:
+        """Return the names of what requests are for, and of whom their task groups feed."""
+        aims = [info.aim for info in self.infos.values()]
+        variables = dict.fromkeys(aim.objective_of for aim in aims if aim.objective_of)
+        consumers = dict.fromkeys(consumer_of(aim.group) for aim in aims if aim.group)
+        found = {record.id: record.name for record in await variables_at_home(self._store, variables)}
+        return found | {r.id: r.function_name for r in await requests_at_home(self._store, consumers)}
+
+
+def _parameters(record: RequestRecord) -> dict[str, str]:
+    if not record.spec_json:  # it is finished
+        return {}
+    bindings = RequestSpec.from_json(record.spec_json).bindings
+    return {binding.variable: name for name, binding in reversed(bindings.items()) if binding.variable}
 
 
 def info_of(record: RequestRecord) -> RequestInfo:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 from parrot_mq.errors import ErrorRecord
-from parrot_mq.messages import (
-    Aim,
-    EngineAnswer,
-    EngineRecord,
-    Objective,
-    Placed,
-    Refusal,
-    RequestState,
-    Standing,
-    VariableState,
-)
+from parrot_mq.messages import EngineAnswer, Objective, Placed, Refusal, RequestState, Standing, VariableState
+from parrot_mq.sdk.request_info import RequestInfo, WaitingInput
 
 NAMES_SHOWN = 5
 INDENT = "  "
@@ -42,60 +34,11 @@ _REFUSALS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RequestInfo:
-    """A request as it stands: which function, how far it is, where it runs.
-
-    ``attempt`` counts its starts, ``need`` the inputs that it waits for; times are epoch milliseconds, 0 for what has
-    not happened. ``placed`` says what chose its engine, ``standing`` what the leading scheduler says of an
-    unfinished one; without the latter, ``serving`` are the engines of its model by their own word (of a ready one).
-    """
-
-    id: str
-    function: str
-    call: str
-    state: RequestState
-    engine: str
-    attempt: int
-    need: int
-    inputs: tuple[str, ...]
-    output: str
-    created_ms: int = 0
-    ready_ms: int = 0
-    queued_ms: int = 0
-    started_ms: int = 0
-    done_ms: int = 0
-    model: str = ""
-    placed: Placed | None = None
-    standing: Standing | None = None
-    serving: tuple[EngineRecord, ...] = ()
-
-    @property
-    def aim(self) -> Aim:
-        """What it is for, as far as it is known."""
-        aims = [told.aim for told in (self.standing, self.placed) if told is not None]
-        return next((aim for aim in aims if aim.objective), Aim())
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class WaitingInput:
-    """An unresolved input, the request that produces it (None: it must be set by hand), and what that one waits for.
-
-    ``shown_above``: what it waits for stands with an earlier input that is made by the same request.
-    """
-
-    id: str
-    name: str
-    state: VariableState
-    producer: RequestInfo | None
-    waits_for: tuple[WaitingInput, ...] = ()
-    shown_above: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a variable is as it is. ``str()`` gives it as a few readable lines; ``reason`` is the one that matters.
 
-    ``note`` says why the scheduler said nothing, "" where it did, or need not.
+    ``note`` says why the scheduler said nothing, "" where it did, or need not. ``asked_ms`` is the server's time of it,
+    epoch milliseconds (0: not known); ``names`` are of what is mentioned besides, by id.
     """
 
     variable: str
@@ -106,6 +49,8 @@ class Explanation:
     waits_for: tuple[WaitingInput, ...]
     error: ErrorRecord | None
     note: str = ""
+    asked_ms: int = 0
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -138,7 +83,7 @@ def status(request: RequestInfo, waits_for: tuple[WaitingInput, ...] = ()) -> st
         case RequestState.WAITING if request.need == 0:
             return f"failed on attempt {request.attempt} and waits for its next one"
         case RequestState.WAITING:
-            names = [waiting.name or waiting.id for waiting in waits_for]
+            names = [waiting.parameter or waiting.name or waiting.id for waiting in waits_for]
             named = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
             return f"waits for {_counted(request.need, 'input')}{f': {named}' if named else ''}"
         case RequestState.READY:
@@ -176,7 +121,8 @@ class _Text:
     """The lines of one explanation, in which ids are shown with the names that are known."""
 
     def __init__(self, explanation: Explanation) -> None:
-        self._names = {explanation.variable: explanation.name}
+        self._asked_ms = explanation.asked_ms
+        self._names = {**explanation.names, explanation.variable: explanation.name}
         if explanation.producer is not None:
             self._names[explanation.producer.id] = explanation.producer.function
         todo = list(explanation.waits_for)
@@ -191,11 +137,17 @@ class _Text:
         lines = self._aim(request, is_stated)
         standing, placed = request.standing, request.placed
         if placed is not None and request.engine:
-            lines.append(f"placed on {request.engine}: {_choice(placed)}")
+            past_ms = self._asked_ms - request.queued_ms if self._asked_ms and request.queued_ms else 0
+            ago = f" {span(past_ms)} ago" if past_ms > 0 else ""
+            lines.append(f"placed on {request.engine}{ago}: {_choice(placed)}")
         if standing is not None and standing.state is RequestState.READY and request.state is RequestState.READY:
             lines += _place(standing)
-        elif standing is not None and standing.engine and not request.engine:
-            lines.append(f"planned for {standing.engine}, where the beginning of its prompt is prepared")
+        elif standing is not None and standing.state is RequestState.WAITING and request.state is RequestState.WAITING:
+            if standing.ready_in_ms:
+                lines.append(f"its inputs are expected within about {span(standing.ready_in_ms)}")
+            if standing.engine:
+                tokens = f"{standing.planned_tokens} tokens of its prompt are prepared"
+                lines.append(f"planned for {standing.engine}, where {tokens}")
         for record in request.serving:
             taken = f"{record.num_running} of {record.max_num_seqs} slots taken"
             lines.append(f"{record.id} says: {record.state.value}, {taken}")
@@ -208,9 +160,9 @@ class _Text:
         elif aim.objective and not is_stated:
             lines.append(f"for {aim.objective}")
         if aim.group:
-            consumer, _, stage = aim.group.partition("~")
+            consumer, stage = consumer_of(aim.group), aim.group.partition("~")[2]
             before = f"{_counted(int(stage), 'stage')} before those " if stage.isdigit() else ""
-            size = _counted(aim.group_size, "parallel request")
+            size = _counted(aim.group_size, "parallel request") if aim.group_size > 1 else "the last one of those"
             lines.append(f"in a task group: {size} {before}that feed {self._named(consumer)}")
         return lines
 
@@ -219,6 +171,8 @@ class _Text:
         lines = []
         for waiting in waits_for:
             label = self._named(waiting.id)
+            if waiting.parameter not in ("", waiting.name):
+                label += f" as {waiting.parameter}"
             if waiting.producer is None:
                 lines.append(f"waits for {label}: nothing produces it; it waits to be set by hand")
                 continue
@@ -236,6 +190,11 @@ class _Text:
     def _named(self, object_id: str) -> str:
         name = self._names.get(object_id)
         return f"{name} ({object_id})" if name else object_id
+
+
+def consumer_of(group: str) -> str:
+    """Return the request that a task group feeds, directly or some stages later."""
+    return group.partition("~")[0]
 
 
 def _place(standing: Standing) -> list[str]:

@@ -9,7 +9,7 @@ import orjson
 
 from parrot_mq.messages import FunctionRecord, RequestSpec, SegmentKind, VariableState
 from parrot_mq.sdk.explain import info_of
-from parrot_mq.sdk.explanation import RequestInfo
+from parrot_mq.sdk.request_info import RequestInfo
 from parrot_mq.store.engine import EngineStore
 from parrot_mq.store.reader import requests_at_home
 

@@ -10,9 +10,10 @@ from parrot_mq.messages import LATENCY, TTFT, Objective, VariableState
 from parrot_mq.sdk.ambient import required_session
 from parrot_mq.sdk.collect import Collector
 from parrot_mq.sdk.explain import explain
-from parrot_mq.sdk.explanation import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation
 from parrot_mq.sdk.graph import Request, Submission
 from parrot_mq.sdk.primitives import consumers, prefix_hash, producer
+from parrot_mq.sdk.request_info import RequestInfo
 from parrot_mq.sdk.streaming import stream
 
 if TYPE_CHECKING:

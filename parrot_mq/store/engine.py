@@ -266,9 +266,7 @@ async def register(store: Store, record: EngineRecord) -> None:
     """
     for partition in store.partitions:
         await EngineStore(partition).heartbeat(record)
-    robust = store.partitions[0].robust
-    seconds, micros = await robust(lambda: store.client.time())
-    seen_ms = int(seconds) * 1000 + int(micros) // 1000
+    robust, seen_ms = store.partitions[0].robust, await store.partitions[0].now_ms()
     try:
         await robust(lambda: store.client.zadd(ENGINES, {record.id: seen_ms}))
     except Overloaded:

@@ -135,6 +135,11 @@ class Partition:
         ttl_ms = round(self.settings.staged_value_ttl_s * 1000)
         await self.robust(lambda: self.redis.set(key, value.text, px=ttl_ms, nx=True))
 
+    async def now_ms(self) -> int:
+        """Return the server's time, epoch milliseconds."""
+        seconds, micros = await self.robust(self.redis.time)
+        return int(seconds) * 1000 + int(micros) // 1000
+
     async def robust(self, run: Callable[[], Awaitable[T]]) -> T:
         """Await ``run()``; make it again while Redis is away or loading, or after its slot has moved.
 

@@ -162,11 +162,6 @@ class SchedulerStore:
         """Return sessions whose time ran out and that have nothing live; those that have are put off."""
         return list(checked(await self.partition.call("expired_sessions", self.epoch, count))[0])
 
-    async def now_ms(self) -> int:
-        """Return the server's time, epoch milliseconds."""
-        seconds, micros = await self.partition.robust(self.partition.redis.time)
-        return int(seconds) * 1000 + int(micros) // 1000
-
 
 async def take_leadership(store: Store, scheduler_id: str, ttl_s: float) -> bool:
     """Take or keep the leader's key for ``ttl_s``; False while another scheduler has it.

@@ -236,25 +236,49 @@ def test_the_next_leader_writes_on(tmp_path: Path) -> None:
     assert replay(path).num_told == len(lines_of(path)) - 2
 
 
-def test_a_large_graph_pauses_the_log_instead_of_the_scheduler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_with_a_large_graph_a_file_grows_and_then_the_log_pauses(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("parrot_mq.scheduler.decision_log.MAX_CHECKPOINT", 40)
-    path = tmp_path / "log"
-    core = LoggedCore(QUICK, 1, DecisionLog(path, 20_000))
-    for n in range(100):
-        node = core.add(spec_of(f"n{n}"), Arrival("a", "b", n), 1, RequestState.READY, 0.0)
+    path, before, size = tmp_path / "log", tmp_path / "log.1", 60_000
+    core = LoggedCore(QUICK, 1, DecisionLog(path, size))
+
+    def submit(name: str) -> None:
+        node = core.add(spec_of(name), Arrival("a", "b", 1), 1, RequestState.READY, 0.0)
         assert node is not None
         core.enqueue(node)
-    size = path.stat().st_size
-    assert "pauses: " in caplog.text
+
+    for n in range(50):  # too many to begin a new file
+        submit(f"n{n}")
+    assert path.stat().st_size < size
+    while path.stat().st_size < 2 * size:
+        core.decide(0.0)
+    assert caplog.text.count("grows until then, up to 4 times its size") == 1
+    assert "pauses" not in caplog.text
+    while "it pauses until then" not in caplog.text:
+        core.decide(0.0)
+    core.decide(0.0)
+    written = path.stat().st_size
+    assert 4 * size <= written < 4 * size + 1000
+    assert lines_of(path)[-1] == {"epoch": 1, "paused": 50}
+    assert not before.exists()
     for node in list(core.graph.requests.values())[10:]:
         core.finish(node)
-    assert path.with_name("log.1").stat().st_size == size
+    assert before.stat().st_size == written
     core.update_engines({"e0": engine("e0", slots=20)})
     assert len(core.decide(0.0).placements) == 10
-    assert replay(path).difference is None
-    assert replay(path).num_placements == 10
+    assert (replay(path).difference, replay(path).num_placements, replay(path).num_unfinished) == (None, 10, 0)
+    assert (replay(before).difference, replay(before).num_unfinished) == (None, 50)
+    assert replay(before).num_told > 1000
+    assert main([str(before)]) == 0
+    assert "the log pauses here: 50 requests were unfinished" in capsys.readouterr().out
+    for n in range(50):
+        submit(f"m{n}")
+    while caplog.text.count("grows until then") != 2:  # each time anew
+        core.decide(0.0)
 
 
 def test_a_disk_that_is_full_ends_the_log_alone(

@@ -38,6 +38,13 @@ def judge(report: P.Input, verdict: P.Output = P.output(max_tokens=100)) -> None
     """Judge {{report}}:{{verdict}}"""
 
 
+def _review(draft: P.Input, report: P.Output = P.output(max_tokens=100)) -> None: ...
+
+
+_review.__doc__ = "Reviewers are fair, brief, and never anonymous. " * 40 + "{{draft}} In short:{{report}}"
+review = P.semantic_function(_review)
+
+
 @contextlib.asynccontextmanager
 async def leading(store: Store, *, lane_credits: int = 0) -> AsyncIterator[Scheduler]:
     """A scheduler that leads."""
@@ -51,10 +58,10 @@ async def leading(store: Store, *, lane_credits: int = 0) -> AsyncIterator[Sched
 
 @contextlib.asynccontextmanager
 async def engine(
-    store: Store, name: str, *, slots: int = 1, state: EngineState = EngineState.READY
+    store: Store, name: str, *, slots: int = 1, state: EngineState = EngineState.READY, **fields: int
 ) -> AsyncIterator[str]:
     """An engine that claims what it is given, and ends nothing."""
-    stub = StubEngine(store, name, slots=slots)
+    stub = StubEngine(store, name, slots=slots, **fields)
     stub.record = dataclasses.replace(stub.record, state=state)
     stub.gate.clear()
     await stub.start()
@@ -94,18 +101,22 @@ async def test_a_chain_is_explained_to_its_beginning(fake_store: Store, session:
         assert first.placed.aim.objective_of == verdict.id
         assert explanation.note == ""
         judging, merging = f"its request judge ({explanation.producer.id})", f"merge ({report.producer.id})"
+        assert [waiting.parameter for waiting in report.waits_for] == ["a", "b", "notes"]
+        assert explanation.asked_ms >= first.queued_ms > 0
         text, num_predicted = re.subn(r"; done in about \d[\d.]* m?s$", "", str(explanation), flags=re.MULTILINE)
         assert num_predicted == 2
+        text = re.sub(r"(placed on e0) \d[\d.]* m?s ago", r"\1", text)
         assert text.splitlines() == [
             f"verdict ({verdict.id}) is pending: {judging} waits for 1 input: report",
             "  objective: latency",
-            f"  waits for report ({report.id}): {merging} waits for 3 inputs: text, text, notes",
+            f"  waits for report ({report.id}): {merging} waits for 3 inputs: a, b, notes",
             f"    for latency, deduced from what is asked of verdict ({verdict.id})",
             *(
                 line
-                for made, waiting in ((a, report.waits_for[0]), (b, report.waits_for[1]))
+                for name, made, waiting in zip("ab", (a, b), report.waits_for, strict=False)
                 for line in (
-                    f"    waits for text ({made.id}): draft ({waiting.producer.id if waiting.producer else ''})"
+                    f"    waits for text ({made.id}) as {name}: draft"
+                    f" ({waiting.producer.id if waiting.producer else ''})"
                     " runs on engine e0, attempt 1",
                     f"      for latency, deduced from what is asked of verdict ({verdict.id})",
                     f"      in a task group: 2 parallel requests that feed {merging}",
@@ -114,6 +125,37 @@ async def test_a_chain_is_explained_to_its_beginning(fake_store: Store, session:
             ),
             f"    waits for notes ({notes.id}): nothing produces it; it waits to be set by hand",
         ]
+
+
+async def test_a_waiting_request_says_when_its_inputs_are_expected_and_where_it_is_prepared(
+    fake_store: Store, session: P.Session
+) -> None:
+    text = draft("parrots", "1", session=session)
+    report = review(text, session=session)
+    verdict = judge(report, session=session)
+    await verdict.published()
+    async with leading(fake_store), engine(fake_store, "e0", slots=4, num_blocks=1000, num_free_blocks=1000):
+        reading = asyncio.create_task(verdict.get(timeout_s=60))
+
+        async def planned() -> bool:
+            standing = (await info(report)).standing
+            return standing is not None and bool(standing.engine and standing.aim.objective)
+
+        await until(planned)
+        said, last = (await info(report)).standing, (await info(verdict)).standing
+        shown = str(await report.explain())
+        reading.cancel()
+    assert said is not None
+    assert last is not None
+    step_ms = 0.5 + 4 * 0.05
+    assert said.ready_in_ms == pytest.approx(300 * step_ms)
+    assert last.ready_in_ms == pytest.approx((300 + 100) * step_ms)
+    assert said.planned_tokens >= 300
+    assert shown.splitlines()[1:4] == [
+        f"  for latency, deduced from what is asked of verdict ({verdict.id})",
+        "  its inputs are expected within about 210 ms",
+        f"  planned for e0, where {said.planned_tokens} tokens of its prompt are prepared",
+    ]
 
 
 async def test_a_ready_request_says_what_each_engine_says(fake_store: Store, session: P.Session) -> None:
@@ -147,7 +189,7 @@ async def test_a_ready_request_says_what_each_engine_says(fake_store: Store, ses
         assert "e1 is draining" in text
         running = str(await outs[0].explain())
         assert "runs on engine e0" in running
-        assert "placed on e0: it is predicted to be done first there" in running
+        assert re.search(r"placed on e0 \d[\d.]* m?s ago: it is predicted to be done first there, in about \d", running)
 
 
 async def test_no_engine_serves_its_model(fake_store: Store, session: P.Session) -> None:
@@ -214,8 +256,8 @@ async def test_what_went_by_a_lane_says_what_it_is_for(fake_store: Store, sessio
         await until(runs)
         text = str(await first.explain())
         reading.cancel()
-        assert f"for latency, deduced from what is asked of {verdict.id}" in text
-        assert "placed on e0: no other engine serves its model, and nothing waited" in text
+        assert f"for latency, deduced from what is asked of verdict ({verdict.id})" in text
+        assert re.search(r"placed on e0 \d[\d.]* m?s ago: no other engine serves its model, and nothing waited", text)
 
 
 async def test_a_request_that_is_done_needs_no_reason(fake_store: Store, session: P.Session) -> None:

@@ -11,13 +11,13 @@ from tests.store.lab import FAILURE, Lab
 async def test_a_failed_attempt_waits_out_its_back_off(lab: Lab) -> None:
     request, output = await lab.one(await lab.session())
     claim = await lab.start(request)
-    before = await lab.scheduler.now_ms()
+    before = await lab.scheduler.partition.now_ms()
     await lab.engine.fail(request, claim.fence, FAILURE, retry=True)
     record = await lab.reader.request(request)
     assert record is not None
     assert (record.state, record.engine, record.attempt, record.rev) == ("waiting", "", 1, 4)
     due = await lab.redis.zscore(lab.keys.delayed, request)
-    assert before + 200 <= due <= await lab.scheduler.now_ms() + 200
+    assert before + 200 <= due <= await lab.scheduler.partition.now_ms() + 200
     assert await lab.redis.exists(lab.keys.leases) == 0
     (hint,) = await lab.hints("released")
     assert (hint["request"], hint["rev"], hint["state"]) == (request, "4", "waiting")

@@ -21,7 +21,7 @@ async def test_renewing_extends_the_lease(lab: Lab) -> None:
     claim = await lab.start(request)
     await lab.expire_lease(request)
     assert await lab.engine.renew("e1", [(request, claim.fence)]) == Renewal((), ())
-    assert await lab.redis.zscore(lab.keys.leases, request) > await lab.scheduler.now_ms()
+    assert await lab.redis.zscore(lab.keys.leases, request) > await lab.scheduler.partition.now_ms()
     await lab.scheduler.reap()
     assert await lab.state(request) == "running"
 

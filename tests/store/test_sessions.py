@@ -22,7 +22,7 @@ async def test_a_session_is_opened_once(lab: Lab) -> None:
     await lab.producer.open_session(session, "acme", "another")
     assert await lab.snapshot(without=["sessions"]) == before
     assert await lab.reader.sessions() == [session]
-    assert await lab.redis.zscore(lab.keys.sessions, session) > await lab.scheduler.now_ms() + 3_500_000
+    assert await lab.redis.zscore(lab.keys.sessions, session) > await lab.scheduler.partition.now_ms() + 3_500_000
 
 
 async def test_another_tenant_cannot_take_it(lab: Lab) -> None:
@@ -123,7 +123,7 @@ async def test_a_session_expires_once_nothing_of_it_is_live(lab: Lab) -> None:
     assert await lab.scheduler.expired_sessions() == [idle]  # until somebody has deleted it
     await lab.producer.delete_session(idle)
     assert await lab.scheduler.expired_sessions() == []
-    assert await lab.redis.zscore(lab.keys.sessions, busy) > await lab.scheduler.now_ms()
+    assert await lab.redis.zscore(lab.keys.sessions, busy) > await lab.scheduler.partition.now_ms()
     await lab.run(request)
     await lab.redis.zadd(lab.keys.sessions, {busy: 1})
     assert await lab.scheduler.expired_sessions(count=1) == [busy]

@@ -13,7 +13,7 @@ async def test_a_claim_holds_all_that_the_engine_needs(lab: Lab) -> None:
     session, given, output = await lab.session(), lab.variable("a snake"), lab.variable()
     spec, inputs = lab.request([given], output)
     await lab.submit(session, [given, output], [(spec, inputs)])
-    before = await lab.scheduler.now_ms()
+    before = await lab.scheduler.partition.now_ms()
     claim = await lab.start(spec.id)
     assert (claim.request, claim.attempt, claim.session, claim.tenant) == (spec.id, 1, session, "acme")
     assert type(spec).from_json(claim.spec_json) == spec
@@ -24,7 +24,7 @@ async def test_a_claim_holds_all_that_the_engine_needs(lab: Lab) -> None:
     assert (record.state, record.attempt, record.rev) == ("running", 1, 3)
     assert record.started_ms >= before
     deadline = await lab.redis.zscore(lab.keys.leases, spec.id)
-    assert before + 10_000 <= deadline <= await lab.scheduler.now_ms() + 10_000
+    assert before + 10_000 <= deadline <= await lab.scheduler.partition.now_ms() + 10_000
 
 
 async def test_the_entry_leaves_the_queue_and_its_pending_list(lab: Lab) -> None:

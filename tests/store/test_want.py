@@ -43,13 +43,13 @@ async def test_the_strictest_holds(lab: Lab, first: int) -> None:
 
 async def test_a_deadline_becomes_a_point_in_time(lab: Lab) -> None:
     variable = await made(lab)
-    before = await lab.scheduler.now_ms()
+    before = await lab.scheduler.partition.now_ms()
     await lab.producer.want(variable, LATENCY)
     await lab.producer.want(variable, Deadline(60))
     found = await objective(lab, variable)
     assert found is not None
     assert (found.kind, found.value_ms) == (ObjectiveKind.DEADLINE, 60_000)
-    assert before + 60_000 <= found.at_ms <= await lab.scheduler.now_ms() + 60_000
+    assert before + 60_000 <= found.at_ms <= await lab.scheduler.partition.now_ms() + 60_000
     assert found.strictness > LATENCY.strictness
     stored = await lab.redis.hget(lab.keys.variable(variable), "strictness")
     assert stored == str(found.strictness)
@@ -136,7 +136,7 @@ async def test_a_submit_carries_objectives(lab: Lab) -> None:
     text = lab.variable("given")
     plain, wanted = (dataclasses.replace(lab.variable(), objective=o) for o in (None, TTFT))
     due = dataclasses.replace(lab.variable(), objective=Deadline(60))
-    before = await lab.scheduler.now_ms()
+    before = await lab.scheduler.partition.now_ms()
     requests = [lab.request([text], output) for output in (plain, wanted, due)]
     for _ in range(2):  # the same submit again changes nothing
         await lab.submit(session, [text, plain, wanted, due], requests)
@@ -144,7 +144,7 @@ async def test_a_submit_carries_objectives(lab: Lab) -> None:
     assert await objective(lab, wanted.id) == TTFT
     found = await objective(lab, due.id)
     assert found is not None
-    assert before + 60_000 <= found.at_ms <= await lab.scheduler.now_ms() + 60_000
+    assert before + 60_000 <= found.at_ms <= await lab.scheduler.partition.now_ms() + 60_000
     assert await lab.redis.hget(lab.keys.variable(due.id), "strictness") == str(found.strictness)
     hinted = [line.split(" ", 1) for hint in await lab.hints("submitted") for line in hint["objectives"].splitlines()]
     assert {vid: Objective.from_json(text) for vid, text in hinted} == {wanted.id: TTFT, due.id: found}

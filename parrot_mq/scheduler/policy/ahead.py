@@ -34,7 +34,7 @@ RETAIN_S = 60.0
 MAX_PATH = 32
 """Requests followed upstream to guess when a request becomes ready; those farther away count as this far."""
 UNKNOWN_MS = 60_000.0
-"""Until an input that no request makes is expected to be set."""
+"""Until a request is expected to be ready that waits for an input that no request makes."""
 MAX_TEXT_BYTES = 8 * 1024
 """Text rendered into a prompt by the caller travels in the hint; a beginning with more of it is not hinted."""
 
@@ -123,27 +123,31 @@ def choose(
     return first
 
 
-def next_use_ms(node: RequestNode, duration_ms: Callable[[RequestNode], float], now_ms: float) -> float:
-    """Return when ``node`` is expected to be ready: now, plus what its longest chain of producers still takes.
+def until_ready_ms(node: RequestNode, duration_ms: Callable[[RequestNode], float]) -> float | None:
+    """Return how long ``node`` is expected to wait for its inputs: what its longest chain of producers takes.
 
     The chain is the critical path as far as stages tell: at each request the deepest producer, of equals the one that
-    takes longest.
+    takes longest. None if something on it is made by no request, so that nobody can tell.
     """
-    if node.state is not RequestState.WAITING:
-        return now_ms
-    at_ms = now_ms
+    total_ms = 0.0
     for _ in range(MAX_PATH):
+        if node.state is not RequestState.WAITING:
+            return total_ms
         pending = [variable.producer for variable in node.inputs if not variable.resolved]
         if not pending:
-            return at_ms
+            return total_ms
         producers = [producer for producer in pending if producer is not None]
-        if not producers:
-            return at_ms + UNKNOWN_MS
+        if len(producers) < len(pending):
+            return None
         node = max(producers, key=lambda producer: (producer.depth, duration_ms(producer)))
-        at_ms += duration_ms(node)
-        if node.state is not RequestState.WAITING:
-            return at_ms
-    return at_ms
+        total_ms += duration_ms(node)
+    return total_ms
+
+
+def next_use_ms(node: RequestNode, duration_ms: Callable[[RequestNode], float], now_ms: float) -> float:
+    """Return when ``node`` is expected to be ready, on the clock of ``now_ms``; late if nobody can tell."""
+    wait_ms = until_ready_ms(node, duration_ms)
+    return now_ms + (UNKNOWN_MS if wait_ms is None else wait_ms)
 
 
 def raw_at(template: Template, node: RequestNode, end: int) -> bool:

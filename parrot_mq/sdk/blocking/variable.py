@@ -9,7 +9,8 @@ from parrot_mq.errors import ConfigError
 from parrot_mq.messages import LATENCY, TTFT, Objective, VariableState
 from parrot_mq.sdk.ambient import blocking_session
 from parrot_mq.sdk.blocking.portal import Portal
-from parrot_mq.sdk.explanation import Explanation, RequestInfo
+from parrot_mq.sdk.explanation import Explanation
+from parrot_mq.sdk.request_info import RequestInfo
 from parrot_mq.sdk.variable import SemanticVariable, VariableList, one_link
 
 T = TypeVar("T")
