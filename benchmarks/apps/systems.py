@@ -17,6 +17,9 @@ SWITCHES = tuple(field.name for field in dataclasses.fields(SchedulerSettings) i
 """The scheduler's features, each of which can be off."""
 PREFIX_CACHING, SHARED_ATTENTION = "prefix_caching", "shared_attention"
 ENGINE_FEATURES = (PREFIX_CACHING, SHARED_ATTENTION)
+AHEAD = "eager_prefill+streamed_prefill"
+"""Each does what the other does where an input that is being generated comes right behind a known beginning: what they
+save shows with both off."""
 LATENCY_TPOT_MS = 40.0
 """What a latency-centric engine keeps the time per token under (Parrot, OSDI'24, section 8.2)."""
 
@@ -43,7 +46,7 @@ class System:
     @property
     def scheduler(self) -> SchedulerSettings:
         """The switches it runs with: for a baseline all are off."""
-        off = SWITCHES if self.client_side else tuple(name for name in SWITCHES if name == self.feature_off)
+        off = SWITCHES if self.client_side else [name for name in self.feature_off.split("+") if name in SWITCHES]
         return SchedulerSettings(**dict.fromkeys(off, False))
 
     @property
@@ -52,14 +55,15 @@ class System:
 
 
 def ours(feature_off: str = "") -> System:
-    """Return this system, whole or with one feature off."""
-    if feature_off and feature_off not in (*SWITCHES, *ENGINE_FEATURES):
-        raise ValueError(f"{feature_off!r} is no feature; there are {', '.join((*SWITCHES, *ENGINE_FEATURES))}")
+    """Return this system, whole or with one feature off; or with several, whose names "+" joins."""
+    off = feature_off.split("+") if feature_off else []
+    if unknown := set(off) - {*SWITCHES, *ENGINE_FEATURES}:
+        raise ValueError(f"{', '.join(unknown)!r} is no feature; there are {', '.join((*SWITCHES, *ENGINE_FEATURES))}")
     return System(
         OURS,
         client_side=False,
-        prefix_caching=feature_off != PREFIX_CACHING,
-        shared_attention=feature_off != SHARED_ATTENTION,
+        prefix_caching=PREFIX_CACHING not in off,
+        shared_attention=SHARED_ATTENTION not in off,
         feature_off=feature_off,
     )
 
@@ -90,7 +94,7 @@ SYSTEMS = {
     system.label: system
     for system in (
         *(ours(), *BASELINES, PAGES, REFERENCE_LATENCY, *REFERENCE_BASELINES),
-        *map(ours, (*SWITCHES, *ENGINE_FEATURES)),
+        *map(ours, (*SWITCHES, *ENGINE_FEATURES, AHEAD)),
     )
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from benchmarks.apps.application import Application, Calls, Function, Handle
 from benchmarks.apps.bench import Bench, Experiment, Outcome, Point
+from benchmarks.apps.systems import AHEAD
 from parrot_mq.messages import RequestShape
 
 ARCHITECT = (182, 706)
@@ -52,6 +53,7 @@ MULTI_AGENT = Experiment(
         "sibling_admission",
         "eager_prefill",
         "streamed_prefill",
+        AHEAD,
         "prefix_caching",
         "shared_attention",
     ),
@@ -68,6 +70,7 @@ MULTI_AGENT = Experiment(
             )
             for files in FILES
         ),
+        Point("files=4, float32", {"files": 4}, dtype="f32", baselines=("throughput+cache",), features=()),
     ),
     run=run_multi_agent,
 )

@@ -14,6 +14,7 @@ from benchmarks.apps.application import Application, Calls, Function, Handle
 from benchmarks.apps.bench import Bench, Experiment, Outcome, Point, mean_seconds, timed
 from benchmarks.apps.drivers import Ran
 from benchmarks.apps.experiments.as_run import chunks_as_run, concurrent_chunks_as_run
+from benchmarks.apps.systems import AHEAD
 from parrot_mq.messages import RequestShape
 
 DOCUMENT_CHUNKS = (33, 21, 23, 20, 27, 26, 45, 44, 21, 28)
@@ -119,7 +120,7 @@ CHAIN = Experiment(
     shape=RequestShape(1120, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "prefix_affinity"),
+    features=("eager_prefill", "streamed_prefill", AHEAD, "deduce_objectives", "prefix_affinity"),
     quick_values={"documents": [QUICK_DOCUMENT]},
     points=(
         *sweep(),
@@ -132,7 +133,7 @@ CHAIN = Experiment(
         Point(
             "out=50, summary first",
             {"chunk": CHUNK, "out": 50, "chunk_first": False},
-            features=("eager_prefill", "streamed_prefill"),
+            features=("eager_prefill", "streamed_prefill", AHEAD),
             baselines=FEW_BASELINES,
         ),
     ),
@@ -177,7 +178,7 @@ CHAIN_BACKGROUND = Experiment(
     shape=RequestShape(1120, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "deduce_objectives", "retain_prefixes"),
+    features=("eager_prefill", AHEAD, "deduce_objectives", "retain_prefixes"),
     points=(
         *points([(f"rate={rate:g}", {"rate": rate}) for rate in RATES], quick="rate=2"),
         *(
@@ -221,7 +222,7 @@ CONCURRENT_CHAINS = Experiment(
     shape=RequestShape(2144, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("eager_prefill", "streamed_prefill", "deduce_objectives", "retain_prefixes"),
+    features=("eager_prefill", "streamed_prefill", AHEAD, "deduce_objectives", "retain_prefixes"),
     points=(
         *points([(f"chains={count}", {"count": count}) for count in COUNTS], quick="chains=10"),
         *(
@@ -251,7 +252,7 @@ MAP_REDUCE = Experiment(
     shape=RequestShape(1050, 50),
     reference_tokens=4096,
     baselines=BASELINES,
-    features=("task_groups", "sibling_admission", "eager_prefill", "streamed_prefill"),
+    features=("task_groups", "sibling_admission", "eager_prefill", "streamed_prefill", AHEAD),
     quick_values={"documents": [QUICK_DOCUMENT]},
     points=(*sweep(), *as_run()),
     run=run_map_reduce,
