@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.apps.bench import REAL
+from benchmarks.apps.bench import REAL, Point
 from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.parallel import run_all
 from benchmarks.apps.plan import Book, Order, orders
@@ -30,14 +31,22 @@ def main() -> None:
         chosen = orders(
             experiments,
             repeats=repeats,
-            is_chosen=lambda point: (point.quick or not args.quick) and (not args.points or point.label in args.points),
+            is_chosen=functools.partial(_is_chosen, mode, args),
             systems=args.systems,
             excluded=NOT_REAL if mode == "real" else (),
+            is_real=mode == "real",
         )
         if mode == "simulated":
             run_simulated_orders(chosen, args)
         else:
             run_real_orders(chosen, args)
+
+
+def _is_chosen(mode: str, args: argparse.Namespace, point: Point) -> bool:
+    """Whether a point is run: those that are named; else all in simulation, the quick ones and their like for real."""
+    if args.points:
+        return point.label in args.points
+    return point.quick or (not args.quick and (mode == "simulated" or bool(point.dtype)))
 
 
 def run_simulated_orders(chosen: list[Order], args: argparse.Namespace) -> None:
@@ -53,7 +62,6 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": description(),
-        "model": f"{args.model} {args.dtype}",
         "scale": f"1/{REAL.tokens} of every length, 1/{REAL.work} of the documents and users",
         "network": args.network,
     }
@@ -61,12 +69,14 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
     async def measure() -> None:
         book = Book(chosen, "real", about, args.timelines)
         async with contextlib.AsyncExitStack() as stack:
-            machine = Machine(stack, args.model, args.dtype, args.num_threads, args.network)
+            machine = Machine(stack, args.model, args.num_threads, args.network)
             for order in chosen:
                 began_s = time.perf_counter()
-                result = await machine.run(order.experiment, _values(order, args), order.system, order.repeat)
+                dtype = order.point.dtype or args.dtype
+                values = _values(order, args)
+                result = await machine.run(order.experiment, values, order.system, order.repeat, dtype)
                 _say(order, result.outcome.seconds, time.perf_counter() - began_s)
-                _keep(book.record(order, result), args)
+                _keep([row | {"model": f"{args.model} {dtype}"} for row in book.record(order, result)], args)
 
     asyncio.run(measure())
 

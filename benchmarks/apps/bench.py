@@ -79,7 +79,7 @@ class Point:
     """A setting of an experiment; ``label`` says which, as in "out=25". ``quick``: it is run with --quick.
 
     ``features`` are switched off in turn here; None: the experiment's, if it is quick. ``baselines`` None: the
-    experiment's.
+    experiment's. ``dtype``: it is run for real alone, and the model has this data type.
     """
 
     label: str
@@ -87,6 +87,7 @@ class Point:
     quick: bool = False
     features: Sequence[str] | None = None
     baselines: Sequence[str] | None = None
+    dtype: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Experiment:
     quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_blocks: int = 0
     """Of KV memory on each simulated engine; 0: what the profile has."""
+    is_simulated: bool = False
+    """It is not run for real."""
     reference_tokens: int = 0
     """What the reference's baseline held its engine to (VLLM_CAPACITY of its artifact); 0: it has none here."""
 

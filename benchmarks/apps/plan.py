@@ -32,15 +32,17 @@ def orders(
     is_chosen: Callable[[Point], bool] = lambda point: True,
     systems: Sequence[str] = (),
     excluded: Sequence[str] = (),
+    is_real: bool = False,
 ) -> list[Order]:
     """Return all runs, point by point; in each repeat the systems take turns in being first.
 
-    ``systems`` chooses by label; ours always runs. Ablations run where a point has them.
+    ``systems`` chooses by label; ours always runs. Ablations run where a point has them. ``is_real``: they are runs on
+    this machine, not in simulation.
     """
     found: list[Order] = []
     for experiment in experiments:
         for point in experiment.points:
-            if not is_chosen(point):
+            if not is_chosen(point) or (experiment.is_simulated if is_real else point.dtype):
                 continue
             baselines = experiment.baselines if point.baselines is None else point.baselines
             compared = [ours(), *(SYSTEMS[name] for name in baselines if name not in excluded)]

@@ -55,32 +55,32 @@ def environment_of(system: System) -> dict[str, str]:
 class Machine:
     """Starts what a system needs at its first run, and keeps it; ``network`` scales the round trip."""
 
-    def __init__(
-        self, stack: contextlib.AsyncExitStack, model: str, dtype: str, num_threads: int, network: float = 1.0
-    ) -> None:
+    def __init__(self, stack: contextlib.AsyncExitStack, model: str, num_threads: int, network: float = 1.0) -> None:
         self._stack = stack
-        self._folder = model_folder(model, dtype)
-        self._dtype, self._num_threads, self._network = dtype, num_threads, network
+        self._model, self._num_threads, self._network = model, num_threads, network
         self._clients: dict[tuple[Any, ...], P.Client] = {}
 
-    async def run(self, experiment: Experiment, values: Mapping[str, Any], system: System, seed: int) -> Result:
+    async def run(
+        self, experiment: Experiment, values: Mapping[str, Any], system: System, seed: int, dtype: str
+    ) -> Result:
         """Run one point. Every run is a tenant of its own, so that none reads what another left in the cache."""
-        client = await self._client(experiment, system)
+        folder = model_folder(self._model, dtype)
+        client = await self._client(experiment, system, folder, dtype)
         async with client.session(tenant=f"{TENANT}-{next(_numbers)}") as session:
             make = ClientSide if system.client_side else WholeGraph
             driver = make(client, session, Network(seed, self._network))
-            bench = Bench(driver, TokenizerTexts(self._folder, seed), REAL, seed)
+            bench = Bench(driver, TokenizerTexts(folder, seed), REAL, seed)
             outcome = await experiment.run(bench, **values)
             traces = await driver.requests()
             await session.delete()
             return Result(outcome, traces)
 
-    async def _client(self, experiment: Experiment, system: System) -> P.Client:
-        arguments = engine_arguments(experiment, system, self._dtype, self._num_threads)
+    async def _client(self, experiment: Experiment, system: System, folder: Path, dtype: str) -> P.Client:
+        arguments = engine_arguments(experiment, system, dtype, self._num_threads)
         environment = environment_of(system)
-        key = (arguments, *environment.items())
+        key = (folder, arguments, *environment.items())
         if key not in self._clients:
-            choice = EngineChoice("torch", str(self._folder), arguments)
+            choice = EngineChoice("torch", str(folder), arguments)
             self._clients[key] = await self._stack.enter_async_context(_service(choice, environment))
             await _warm_up(self._clients[key])
         return self._clients[key]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from benchmarks.apps.aims import aims_table, fit_table, is_missed, mixed_aims, reach_table
 from benchmarks.apps.experiments import EXPERIMENTS
-from benchmarks.apps.reasons import REASONS
+from benchmarks.apps.reasons import FEATURES, REASONS
 from benchmarks.apps.reference import AIMS, NORMALISED_BOUND_MS, RATE_RATIOS
 from benchmarks.apps.rows import Row, read, with_ratios
 from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_BASELINES, REFERENCE_LATENCY
@@ -46,7 +46,7 @@ def markdown(rows: Sequence[Row], folder: Path = RESULTS) -> str:
                     text
                     for text in (
                         _extras(name, mine),
-                        _ablations(mine),
+                        _ablations(name, mine),
                         _timelines(name, mode, folder),
                         _plot_line(name, mode),
                     )
@@ -153,14 +153,15 @@ def _earlier(rows: Sequence[Row]) -> str:
     return folded("Applications that finish earlier than with a baseline", "\n".join(lines) + "\n") if lines else ""
 
 
-def _ablations(rows: Sequence[Row]) -> str:
+def _ablations(name: str, rows: Sequence[Row]) -> str:
     lines = header(["point", "off", "seconds", "slower by", "same outputs"])
     for row in rows:
         if row["feature_off"]:
             loss = f"{row['ratio_to_ours'] - 1:+.1%}" if row["ratio_to_ours"] else "-"
             same = "-" if row["same_outputs"] is None else f"{row['same_outputs']:.1%}"
             lines.append(line([row["point"], row["feature_off"], seconds(row), loss, same]))
-    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+    reason = f"\n{FEATURES[name]}\n" if name in FEATURES else ""
+    return "\n".join(lines) + "\n" + reason if len(lines) > 2 else ""
 
 
 def _points(name: str, rows: Sequence[Row]) -> list[str]:

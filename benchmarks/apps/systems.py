@@ -17,9 +17,9 @@ SWITCHES = tuple(field.name for field in dataclasses.fields(SchedulerSettings) i
 """The scheduler's features, each of which can be off."""
 PREFIX_CACHING, SHARED_ATTENTION = "prefix_caching", "shared_attention"
 ENGINE_FEATURES = (PREFIX_CACHING, SHARED_ATTENTION)
-PREFILL_AHEAD = "eager_prefill+streamed_prefill"
-"""Both off: each alone computes nearly all that the other would."""
-ABLATIONS = (*SWITCHES, *ENGINE_FEATURES, PREFILL_AHEAD)
+AHEAD = "eager_prefill+streamed_prefill"
+"""Each does what the other does where an input that is being generated comes right behind a known beginning: what they
+save shows with both off."""
 LATENCY_TPOT_MS = 40.0
 """What a latency-centric engine keeps the time per token under (Parrot, OSDI'24, section 8.2)."""
 
@@ -30,8 +30,8 @@ class System:
 
     ``max_running_tokens``, if it is not 0, is what a latency-centric engine runs at once in place of the cost model's
     bound. ``prefix_caching``: engines keep and share computed prefixes; ``shared_attention``: attention reads a shared
-    prefix once, not once for each request. ``feature_off``: one of ``ABLATIONS``, what is off of ours.
-    ``is_reference``: it runs on the engine that the reference compared itself with, not on ours.
+    prefix once, not once for each request. ``feature_off``: what is off of ours, of the scheduler's switches or the
+    engine's. ``is_reference``: it runs on the engine that the reference compared itself with, not on ours.
     """
 
     name: str
@@ -46,7 +46,7 @@ class System:
     @property
     def scheduler(self) -> SchedulerSettings:
         """The switches it runs with: for a baseline all are off."""
-        off = SWITCHES if self.client_side else set(self.feature_off.split("+")).intersection(SWITCHES)
+        off = SWITCHES if self.client_side else [name for name in self.feature_off.split("+") if name in SWITCHES]
         return SchedulerSettings(**dict.fromkeys(off, False))
 
     @property
@@ -55,14 +55,15 @@ class System:
 
 
 def ours(feature_off: str = "") -> System:
-    """Return this system, whole or with one feature off."""
-    if feature_off and feature_off not in ABLATIONS:
-        raise ValueError(f"{feature_off!r} is no feature; there are {', '.join(ABLATIONS)}")
+    """Return this system, whole or with one feature off; or with several, whose names "+" joins."""
+    off = feature_off.split("+") if feature_off else []
+    if unknown := set(off) - {*SWITCHES, *ENGINE_FEATURES}:
+        raise ValueError(f"{', '.join(unknown)!r} is no feature; there are {', '.join((*SWITCHES, *ENGINE_FEATURES))}")
     return System(
         OURS,
         client_side=False,
-        prefix_caching=feature_off != PREFIX_CACHING,
-        shared_attention=feature_off != SHARED_ATTENTION,
+        prefix_caching=PREFIX_CACHING not in off,
+        shared_attention=SHARED_ATTENTION not in off,
         feature_off=feature_off,
     )
 
@@ -93,7 +94,7 @@ SYSTEMS = {
     system.label: system
     for system in (
         *(ours(), *BASELINES, PAGES, REFERENCE_LATENCY, *REFERENCE_BASELINES),
-        *map(ours, ABLATIONS),
+        *map(ours, (*SWITCHES, *ENGINE_FEATURES, AHEAD)),
     )
 }
 

@@ -23,7 +23,7 @@ from benchmarks.apps.plots import draw
 from benchmarks.apps.reference import AIMS, PUBLISHED
 from benchmarks.apps.report import markdown, rate_within
 from benchmarks.apps.rows import Row, merge, read, row_of, with_ratios
-from benchmarks.apps.systems import BASELINES, PREFILL_AHEAD, SWITCHES, SYSTEMS, latency_seqs, ours
+from benchmarks.apps.systems import AHEAD, BASELINES, SWITCHES, SYSTEMS, latency_seqs, ours
 from benchmarks.apps.texts import SimulatedTexts
 from parrot_mq.messages import CostModel, RequestShape
 from parrot_workers.sim.content import count_tokens
@@ -191,14 +191,16 @@ class TestSystems:
         for system in BASELINES:
             assert not any(getattr(system.scheduler, name) for name in SWITCHES)
 
-    def test_of_ours_that_is_off_which_is_named(self) -> None:
+    def test_ours_has_one_off_at_most(self) -> None:
         assert all(getattr(ours().scheduler, name) for name in SWITCHES)
-        for name in (*SWITCHES, PREFILL_AHEAD):
-            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == name.split("+")
+        for name in SWITCHES:
+            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == [name]
+        both = ours(AHEAD).scheduler
+        assert {name for name in SWITCHES if not getattr(both, name)} == set(AHEAD.split("+"))
 
     def test_a_feature_has_a_name_that_exists(self) -> None:
-        with pytest.raises(ValueError, match="is no feature"):
-            ours("magic")
+        with pytest.raises(ValueError, match="'magic' is no feature"):
+            ours("eager_prefill+magic")
         for experiment in EXPERIMENTS.values():
             assert {ours(feature).label for feature in experiment.features} <= set(SYSTEMS)
             assert set(experiment.baselines) <= set(SYSTEMS)
@@ -252,6 +254,17 @@ class TestRows:
         assert {label for point, label in counts if point == "out=25"} == {"parrot_mq", "latency", "throughput"}
         assert ("out=50", "parrot_mq -eager_prefill") in counts
         assert len({order.system.label for order in chosen if order.repeat == 1}) == 4
+
+    def test_some_points_are_run_for_real_alone_and_some_experiments_never(self) -> None:
+        real, simulated = (
+            {
+                (order.experiment.name, order.point.label)
+                for order in orders(EXPERIMENTS.values(), repeats=1, is_real=is_real)
+            }
+            for is_real in (True, False)
+        )
+        assert real - simulated == {("multi-agent", "files=4, float32")}
+        assert {name for name, _ in simulated - real} == {"retention", "task-groups"}
 
     def test_systems_take_turns_in_being_first(self) -> None:
         chosen = orders([TOY], repeats=3, is_chosen=lambda point: not point.quick)
