@@ -202,8 +202,7 @@ class Ahead:
             self._is_at(rules.hint_key(behind.digest, node), wait.followed_on, node)
         if self._computes_ahead(wait, template) or not self._retains:
             return
-        found = self._beginnings.resident(wait)
-        if found is None:
+        if (found := self._beginnings.resident(wait)) is None:
             return
         prefix, holders = found
         load = self._plans.one_of(holders, node)

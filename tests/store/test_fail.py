@@ -38,7 +38,7 @@ async def test_the_back_off_doubles_up_to_its_limit(lab: Lab) -> None:
     delays = []
     for _ in range(5):
         claim = await many.start(request)
-        before = await many.scheduler.now_ms()
+        before = await many.scheduler.partition.now_ms()
         await many.engine.fail(request, claim.fence, FAILURE, retry=True)
         delays.append(round((await lab.redis.zscore(lab.keys.delayed, request) - before) / 1000))
         await many.end_backoff(request)
