@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.company import Company
 from parrot_mq.scheduler.policy.load import SIZES, EngineLoad
 from parrot_mq.scheduler.policy.ranking import Ranking
 from parrot_mq.scheduler.policy.residency import Holders
@@ -73,6 +74,7 @@ class Fleet(Mapping[str, EngineLoad]):
         self._affinity = affinity
         self._loads: dict[str, EngineLoad] = {}
         self._holders = Holders()
+        self._company = Company()
         self._dirty: dict[str, None] = {}
         self._due = Ranking()
         self._next_due_ms = math.inf
@@ -120,6 +122,7 @@ class Fleet(Mapping[str, EngineLoad]):
         if load is not None:
             load.forget()
             self._rank(load, 0.0)
+            self._company.forget(engine_id)
             self._dirty.pop(engine_id, None)
             del self._loads[engine_id]
         return load
@@ -181,6 +184,18 @@ class Fleet(Mapping[str, EngineLoad]):
                         break
         return names
 
+    def companies(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> list[EngineLoad]:
+        """Return the engines where an urgent ``node`` should join others, so that throughput work finds engines free."""
+        self._refresh(now_ms)
+        return [self._loads[name] for name in self._company.companies(node.model, now_ms, kept)]
+
+    def hold(self, model: str, now_ms: float) -> None:
+        """Throughput work for ``model`` is held off for now, for the sake of urgent requests."""
+        self._company.held(model, now_ms)
+
+    def stays(self, duration_ms: float) -> None:
+        self._company.stays(duration_ms)
+
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
         """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
         self._refresh(now_ms)
@@ -237,6 +252,7 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _rank(self, load: EngineLoad, now_ms: float) -> None:
         before = self._ranked.get(load.id)
+        self._company.note(load, now_ms)
         if load.room <= 0:
             if before is not None:
                 self._unrank(load.id, before)

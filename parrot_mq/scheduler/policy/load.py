@@ -231,6 +231,32 @@ class EngineLoad:
             scores.append(self._total_ms(prefill_ms, step_ms, wait_ms, output, now_ms))
         return tuple(scores)
 
+    @property
+    def num_urgent(self) -> int:
+        """How many of its requests somebody waits for in person."""
+        return self._books.num_urgent
+
+    def slowdown(self, more: int = 0) -> float:
+        """Return how much longer a step of its urgent requests, and of ``more`` like them, is than that of one alone:
+        0.1 is a tenth. 0 without urgent requests.
+        """
+        record, num = self.record, self._books.num_urgent
+        if record is None or not num:
+            return 0.0
+        mean = self._books.urgent_context / num
+        alone_ms = record.cost.decode_step_ms(1, mean)
+        return record.cost.decode_step_ms(num + more, mean * (num + more)) / alone_ms - 1 if alone_ms else 0.0
+
+    def busy(self, now_ms: float) -> float:
+        """Return how much of what it computes is for the requests that it has, and not the same for one or for many:
+        0 (idle) to 1 (a backlog of prompts).
+        """
+        if self.record is None or not self._books.charges:
+            return 0.0
+        if self._prefill_until_ms > now_ms:
+            return 1.0
+        return 1 - self.record.cost.decode_base_ms / self._step_ms if self._step_ms else 0.0
+
     def completion_ms(self, node: RequestNode, now_ms: float, *, count: int = 1, shared_tokens: int = 0) -> float:
         """Predict how long ``count`` requests like ``node`` take here, plus the delay they are to urgent ones here.
 
@@ -309,7 +335,7 @@ class EngineLoad:
             if books.num_urgent and is_throughput(node):
                 longer_ms = max(0.0, self._step_with(1, charge.context_tokens, 0) - self._step_ms)
                 mean_urgent = books.urgent_tokens / books.num_urgent
-                self._pacing.add(prefill_ms + longer_ms * min(output, mean_urgent), now_ms)
+                self._pacing.add(prefill_ms + longer_ms * min(output, mean_urgent), now_ms, self.slowdown())
         books.add(node.id, charge)
         if prefix:
             self._residency.assign(prefix, now_ms)

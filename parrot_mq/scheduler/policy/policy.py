@@ -11,7 +11,7 @@ import dataclasses
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput, is_urgent
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
 from parrot_mq.scheduler.policy.groups import divide
 from parrot_mq.scheduler.policy.order import Line, ReadyQueue
@@ -105,7 +105,7 @@ class _Round:
                 self._place(Placement(member, part.engine, Reason.GROUP, part.predicted_ms, considered))
 
     def _place_with_sharers(self, node: RequestNode) -> None:
-        found = best_placement(node, self._fleet.candidates(node, self._now_ms, self._kept), self._now_ms)
+        found = self._best(node)
         if found is None:
             self._pass_over(node)
             return
@@ -125,8 +125,22 @@ class _Round:
                 break
             self._place(found)
 
+    def _best(self, node: RequestNode) -> Placement | None:
+        candidates = self._fleet.candidates(node, self._now_ms, self._kept)
+        companies = self._fleet.companies(node, self._now_ms, self._kept) if is_urgent(node) else []
+        if not companies:
+            return best_placement(node, candidates, self._now_ms)
+        together = dict.fromkeys((*companies, *candidates))
+        for company in companies:
+            found = best_placement(node, together, self._now_ms, company=company)
+            if found is None or found.reason is Reason.COMPANY:
+                return found
+        return found
+
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
+        if is_urgent(placement.request):
+            self._fleet.stays(placement.predicted_ms)
         placement.request.kept_engine = ""
         placement.engine.charge(placement.request, self._now_ms)
         self.placements.append(placement)
@@ -135,6 +149,7 @@ class _Round:
         """No candidate admits ``node``: try the one with most room, or keep it for this one."""
         if is_throughput(node) and self._fleet.is_pacing(node.model, self._now_ms):
             self._hold_throughput(node.model)
+            self._fleet.hold(node.model, self._now_ms)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
         assert roomiest is not None, "its model is open"
