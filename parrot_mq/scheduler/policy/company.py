@@ -21,6 +21,8 @@ from parrot_mq.scheduler.policy.ranking import Ranking
 
 NUM_COMPANIES = 2
 """Engines with urgent requests that one more is compared on, the fullest first."""
+NEGLIGIBLE = 0.05
+"""An engine that throughput work keeps busy for less than this part is not missed."""
 NEW_WEIGHT = 0.05
 """Of a duration in the mean of them."""
 
@@ -103,8 +105,8 @@ class Company:
         side = self._sides.get(model) if model else next(iter(self._sides.values()), None)
         if side is None or not side.companies:
             return []
-        num_free = len(side.engines) - len(side.urgent)
-        if num_free > math.ceil(max(side.demand, self._peak(side, now_ms)) - 1e-9):
+        wanted = math.ceil(max(side.demand, self._peak(side, now_ms)) - NEGLIGIBLE)
+        if not wanted or len(side.engines) - len(side.urgent) > wanted:
             return []
         return [name for _, name in side.companies.first(NUM_COMPANIES + len(kept)) if name not in kept]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from parrot_mq.messages import EngineRecord, EngineState, ObjectiveKind
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import Books, Charge, is_throughput, is_urgent, tpot_ms
+from parrot_mq.scheduler.policy.books import Books, Charge, is_patient, is_throughput, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.pacing import Pacing
 from parrot_mq.scheduler.policy.prefix import Boundary
 from parrot_mq.scheduler.policy.residency import Holders, Residency
@@ -248,10 +248,10 @@ class EngineLoad:
         return record.cost.decode_step_ms(num + more, mean * (num + more)) / alone_ms - 1 if alone_ms else 0.0
 
     def busy(self, now_ms: float) -> float:
-        """Return how much of what it computes is for the requests that it has, and not the same for one or for many:
-        0 (idle) to 1 (a backlog of prompts).
+        """Return how busy throughput work keeps it: the part of what it computes that grows with the work. 1 with a
+        backlog of prompts; 0 without such work.
         """
-        if self.record is None or not self._books.charges:
+        if self.record is None or not self._books.num_patient:
             return 0.0
         if self._prefill_until_ms > now_ms:
             return 1.0
@@ -327,7 +327,13 @@ class EngineLoad:
         uncached = max(0, prompt - cached)
         prefix = node.prefix if self._affinity else ()
         charge = Charge(
-            prompt + output // 2, output, uncached + node.reserved_tokens, is_urgent(node), tpot_ms(node), prefix
+            prompt + output // 2,
+            output,
+            uncached + node.reserved_tokens,
+            is_urgent(node),
+            is_patient(node),
+            tpot_ms(node),
+            prefix,
         )
         if self.record is not None:
             prefill_ms = self.record.cost.prefill_ms(uncached, cached)

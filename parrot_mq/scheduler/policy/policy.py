@@ -11,7 +11,7 @@ import dataclasses
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import is_throughput, is_urgent
+from parrot_mq.scheduler.policy.books import is_patient, is_throughput, is_urgent
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
 from parrot_mq.scheduler.policy.groups import divide
 from parrot_mq.scheduler.policy.order import Line, ReadyQueue
@@ -149,7 +149,8 @@ class _Round:
         """No candidate admits ``node``: try the one with most room, or keep it for this one."""
         if is_throughput(node) and self._fleet.is_pacing(node.model, self._now_ms):
             self._hold_throughput(node.model)
-            self._fleet.hold(node.model, self._now_ms)
+            if is_patient(node):
+                self._fleet.hold(node.model, self._now_ms)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
         assert roomiest is not None, "its model is open"
