@@ -213,6 +213,17 @@ def test_costs_follow_the_model_and_cached_prefixes_are_free() -> None:
     assert engine.totals.num_decoded == 2
 
 
+def test_a_step_that_prefills_and_decodes_takes_less_than_both() -> None:
+    clock = InstantClock()
+    engine = SimEngine(cost=CostModel(0.1, 20.0, 0.5, overlap=0.9), clock=clock)
+    engine.add(sequence("a", "a" * 4 * 16, max_tokens=100))
+    engine.step()
+    engine.add(sequence("b", "b" * 4 * 400, max_tokens=100))
+    before_ms = clock.elapsed_ms
+    engine.step()
+    assert clock.elapsed_ms - before_ms == pytest.approx(40 + 20.5 - 0.9 * 20)
+
+
 def test_an_engine_whose_announced_cost_is_wrong_says_so() -> None:
     announced, true = CostModel(0.1, 10.0, 0.5, 0.001), CostModel(0.2, 20.0, 1.0, 0.002)
     clock = InstantClock()
@@ -320,17 +331,37 @@ def test_a_prompt_is_computed_ahead_where_nothing_else_runs() -> None:
 
 
 def test_what_is_computed_ahead_hardly_holds_up_what_runs_and_gives_way_to_it() -> None:
-    engine = instant(num_blocks=256, max_num_batched_tokens=256)
+    clock = InstantClock()
+    cost = CostModel(0.1, 20.0, 0.5, overlap=0.9)
+    engine = SimEngine(cost=cost, clock=clock, num_blocks=256, max_num_batched_tokens=1024)
     engine.add(sequence("a", "a" * 4 * 16, max_tokens=100))
     engine.step()
     engine.prefill(hint("h", "h" * 4 * 16 * 40))
+    before_ms = clock.elapsed_ms
     assert [output.id for output in engine.step()] == ["a"]
-    assert engine.totals.num_ahead_tokens == 64
+    assert engine.totals.num_ahead_tokens >= 200, "what is computed while the weights are read"
+    assert 20.5 < clock.elapsed_ms - before_ms <= 20.5 * 1.125
+    engine.check()
     engine.add(sequence("b", "b" * 4 * 16, max_tokens=16 * 220))
     outputs = engine.step()
     assert ("h", FinishReason.ABORTED) in [(output.id, output.finish) for output in outputs]
     assert engine.stats().num_running == 2
     engine.check()
+
+
+def test_what_is_computed_ahead_in_pieces_of_any_size_is_found_in_whole_blocks() -> None:
+    """Nothing hides here, and an eighth of a step of 5.5 ms are 13 tokens."""
+    engine = instant(cost=CostModel(0.05, 5.0, 0.5))
+    engine.add(sequence("a", "a" * 4 * 16, max_tokens=100))
+    engine.step()
+    engine.prefill(hint("h", "h" * 4 * 70))
+    for num_tokens in (13, 26, 39, 52, 64):
+        assert ("h" in {output.id for output in engine.step()}) == (num_tokens == 64)
+        assert engine.totals.num_ahead_tokens == num_tokens
+        engine.check()
+    engine.abort("a")
+    engine.step()
+    assert cached_tokens(engine, "h" * 4 * 70) == 64
 
 
 def test_hints_are_bounded_and_can_be_taken_back() -> None:

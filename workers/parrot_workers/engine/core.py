@@ -235,7 +235,12 @@ class EngineCore:
     def _report(self, step: StepInFlight, work: StepWork) -> None:
         self._total.add(step.counts)
         announced, took_ms = self._spec.cost, 1000 * sum(step.clock.seconds.values())
-        self._costs.observe(work.prefill_ms(announced), work.decode_ms(announced), took_ms)
+        self._costs.observe(
+            work.prefill_ms(announced),
+            work.decode_ms(announced),
+            took_ms,
+            num_prefill_tokens=work.num_prefill_tokens,
+        )
         if self._profiler is not None:
             self._profiler.step()
         if self._on_step is not None:

@@ -41,6 +41,11 @@ class StepWork:
                 tables[table[0]] = table
         return cls(tuple(prefills), num_rows, context, shared)
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens that are computed."""
+        return sum(num_tokens for num_tokens, _ in self.prefills)
+
     def prefill_ms(self, cost: CostModel) -> float:
         """Predict the part that prefills take."""
         return sum(cost.prefill_ms(num_tokens, start) for num_tokens, start in self.prefills)

@@ -17,12 +17,12 @@ MEMORY_FRACTION = 0.25
 class _Prompt:
     id: str
     digests: list[bytes]
-    num_done: int = 0
-    """Blocks that are computed."""
+    num_computed: int = 0
+    """Tokens."""
 
 
 class Ahead:
-    """One prompt at a time, first come, first served, whole blocks only: what ``engine.prefill_ahead`` is.
+    """One prompt at a time, first come, first served, of its full blocks: what ``engine.prefill_ahead`` is.
 
     It takes no block that somebody holds or a hint retains, and gives up as soon as a sequence needs its own.
     """
@@ -37,6 +37,11 @@ class Ahead:
     def __len__(self) -> int:
         """Prompts that have not ended, and those whose end has not been said."""
         return (self._current is not None) + len(self._waiting) + len(self._ended)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that are computed of the prompt it is at."""
+        return self._current.num_computed if self._current is not None else 0
 
     def add(self, prompt_id: str, digests: list[bytes]) -> None:
         """Queue a prompt."""
@@ -67,32 +72,41 @@ class Ahead:
 
     def compute(self, budget: int) -> tuple[int, int]:
         """Compute up to ``budget`` tokens; returns how many, and how many lie before them."""
-        while budget >= self._block_size and self._current is None and self._waiting:
+        while budget > 0 and self._current is None and self._waiting:
             self._begin(self._waiting.popleft())
-        prompt = self._current
-        if prompt is None or budget < self._block_size:
+        prompt, size = self._current, self._block_size
+        if prompt is None or budget <= 0:
             return 0, 0
-        while prompt.num_done < len(prompt.digests) and self._pool.is_cached(prompt.digests[prompt.num_done]):
-            prompt.num_done += 1  # somebody else has computed it meanwhile
-        start = prompt.num_done
-        prompt.num_done = min(len(prompt.digests), start + budget // self._block_size)
-        self._pool.computed(prompt.digests[start : prompt.num_done])
-        if prompt.num_done == len(prompt.digests):
+        first, num_blocks = prompt.num_computed // size, len(prompt.digests)
+        while first < num_blocks and self._pool.is_cached(prompt.digests[first]):
+            first += 1  # somebody else has computed it meanwhile
+        start = max(prompt.num_computed, first * size)
+        prompt.num_computed = min(num_blocks * size, start + budget)
+        self._pool.computed(prompt.digests[first : prompt.num_computed // size])
+        num_tokens = prompt.num_computed - start
+        if prompt.num_computed == num_blocks * size:
             self._leave(FinishReason.PREFILLED)
-        return (prompt.num_done - start) * self._block_size, start * self._block_size
+        return num_tokens, start
 
     def take_ended(self) -> list[SequenceOutput]:
         """Return, once, what has ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._waiting.clear()
+        self.give_way()
+        self._ended.clear()
+
     def held(self) -> Counter[bytes]:
         """The blocks that are held."""
         return Counter(self._current.digests if self._current is not None else ())
 
     def _begin(self, prompt: _Prompt) -> None:
-        prompt.num_done = self._pool.match(prompt.digests)
-        if prompt.num_done == len(prompt.digests):
+        num_cached = self._pool.match(prompt.digests)
+        prompt.num_computed = num_cached * self._block_size
+        if num_cached == len(prompt.digests):
             self._end(prompt.id, FinishReason.PREFILLED)
         elif not self._pool.fits_unretained(prompt.digests):
             self._end(prompt.id, FinishReason.ABORTED)

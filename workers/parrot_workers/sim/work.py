@@ -37,9 +37,8 @@ class StepWork:
         return cost.decode_step_ms(self.num_decoding, self.context_tokens, self.shared_tokens)
 
     def total_ms(self, cost: CostModel) -> float:
-        """What the step takes: both parts, and at least as long as reading the weights."""
-        total_ms = self.prefill_ms(cost) + self.decode_ms(cost)
-        return max(total_ms, cost.decode_base_ms) if self.prefills else total_ms
+        """What the step takes."""
+        return cost.step_ms(self.prefills, self.num_decoding, self.context_tokens, self.shared_tokens)
 
 
 @dataclasses.dataclass(slots=True)
