@@ -341,7 +341,8 @@ class EngineLoad:
             if books.num_urgent and is_throughput(node):
                 longer_ms = max(0.0, self._step_with(1, charge.context_tokens, 0) - self._step_ms)
                 mean_urgent = books.urgent_tokens / books.num_urgent
-                self._pacing.add(prefill_ms + longer_ms * min(output, mean_urgent), now_ms, self.slowdown())
+                harm_ms = self.record.cost.harm_in_pieces_ms(uncached, cached)
+                self._pacing.add(harm_ms + longer_ms * min(output, mean_urgent), now_ms, self.slowdown())
         books.add(node.id, charge)
         if prefix:
             self._residency.assign(prefix, now_ms)

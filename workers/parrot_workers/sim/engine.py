@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from parrot_mq.messages import CostModel, ObjectiveKind
 from parrot_workers.engine.ahead_budget import tokens_ahead
+from parrot_workers.engine.beside import Beside
 from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.port import (
     EngineSpec,
@@ -88,6 +89,8 @@ class SimEngine:
         """Sorted by ``SimSequence.order``."""
         self._unsaid: list[SequenceOutput] = []
         """What ``add`` and ``abort`` have to say: invalid and aborted sequences, forced tokens."""
+        self._beside = Beside(self._spec.cost, urgent=False)
+        """Of the step that is planned."""
         self._num_added = 0
         self._num_cached = 0
         self._num_generated = 0
@@ -159,6 +162,8 @@ class SimEngine:
         budget = self._max_num_batched_tokens - len(batch.decoding)
         pieces: list[tuple[int, int]] = []
         done: list[SimSequence] = []
+        urgent = any(sequence.objective is not ObjectiveKind.THROUGHPUT for sequence in batch.decoding.values())
+        self._beside = Beside(self._spec.cost, urgent=urgent)
         for sequence in batch.filling:
             budget -= self._prefill(sequence, budget, pieces, done)
         budget = self._admit(budget, pieces, done)
@@ -227,7 +232,7 @@ class SimEngine:
             if not was_idle and self._siblings.holds(sequence):
                 index += 1
                 continue
-            if not self._batch.fits(sequence):
+            if not self._batch.fits(sequence) or not self._beside.limit(sequence.objective, budget):
                 break
             del self._waiting[index]
             self._siblings.leave(sequence)
@@ -240,7 +245,8 @@ class SimEngine:
         self, sequence: SimSequence, budget: int, pieces: list[tuple[int, int]], done: list[SimSequence]
     ) -> int:
         """Compute a piece of a prompt; returns its tokens."""
-        num_tokens, start = self._batch.prefill(sequence, budget)
+        num_tokens, start = self._batch.prefill(sequence, self._beside.limit(sequence.objective, budget))
+        self._beside.took(sequence.objective, num_tokens)
         if num_tokens:
             pieces.append((num_tokens, start))
             if not sequence.num_to_prefill:
