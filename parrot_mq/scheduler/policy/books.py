@@ -28,8 +28,8 @@ class Books:
     """The outstanding requests of one engine, by id, oldest dispatch first, with sums that are kept as they change."""
 
     __slots__ = (
-        "_bounds", "charges", "context_tokens", "kv_tokens", "num_patient", "num_urgent",
-        "output_tokens", "sharing", "urgent_context", "urgent_tokens",
+        "_bounds", "bound_ms", "charges", "context_tokens", "kv_tokens", "num_patient", "num_urgent", "output_tokens",
+        "sharing", "urgent_context", "urgent_tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -40,6 +40,8 @@ class Books:
         self.num_patient = 0
         """How many were said to be throughput work."""
         self.sharing = Sharing()
+        self.bound_ms = 0
+        """The least time per token that a request here was promised; 0: none."""
         self._bounds: list[tuple[int, str]] = []
 
     def add(self, request_id: str, charge: Charge) -> None:
@@ -48,7 +50,7 @@ class Books:
         self._count(charge, 1)
         self.sharing.add(charge.prefix)
         if charge.tpot_ms:
-            heapq.heappush(self._bounds, (charge.tpot_ms, request_id))
+            self._promise(request_id, charge.tpot_ms)
 
     def remove(self, request_id: str) -> bool:
         """Count a request no more; False if it is not here."""
@@ -57,6 +59,8 @@ class Books:
             return False
         self._count(charge, -1)
         self.sharing.remove(charge.prefix)
+        if charge.tpot_ms and charge.tpot_ms == self.bound_ms:
+            self._release()
         return True
 
     def restate(self, request_id: str, *, urgent: bool, tpot_ms: int) -> None:
@@ -66,19 +70,25 @@ class Books:
         charge.urgent, charge.patient, charge.tpot_ms = urgent, not urgent, tpot_ms
         self._count(charge, 1)
         if tpot_ms:
-            heapq.heappush(self._bounds, (tpot_ms, request_id))
+            self._promise(request_id, tpot_ms)
+        self._release()
 
-    @property
-    def bound_ms(self) -> int:
-        """The least time per token that a request here was promised; 0: none."""
+    def _promise(self, request_id: str, tpot_ms: int) -> None:
+        heapq.heappush(self._bounds, (tpot_ms, request_id))
+        if not 0 < self.bound_ms < tpot_ms:
+            self.bound_ms = tpot_ms
+
+    def _release(self) -> None:
+        """Find the least promise that is to be kept: of those at the front, some were to requests that are gone."""
         bounds, charges = self._bounds, self.charges
         while bounds:
             bound_ms, request_id = bounds[0]
             charge = charges.get(request_id)
             if charge is not None and charge.tpot_ms == bound_ms:
-                return bound_ms
+                self.bound_ms = bound_ms
+                return
             heapq.heappop(bounds)
-        return 0
+        self.bound_ms = 0
 
     def _count(self, charge: Charge, sign: int) -> None:
         self.context_tokens += sign * charge.context_tokens

@@ -66,14 +66,14 @@ class Company:
         if load.num_urgent:
             side.urgent[load.id] = None
             self._set_busy(side, load.id, 0.0, now_ms)
-            if load.room > 0 and load.slowdown(1) <= TOLERANCE:
-                side.companies.put(load.id, -load.slowdown())
+            if load.outlook.room > 0 and load.outlook.slowdown(1) <= TOLERANCE:
+                side.companies.put(load.id, -load.outlook.slowdown())
             else:
                 side.companies.discard(load.id)
         else:
             side.urgent.pop(load.id, None)
             side.companies.discard(load.id)
-            self._set_busy(side, load.id, load.busy(now_ms), now_ms)
+            self._set_busy(side, load.id, load.outlook.busy(now_ms), now_ms)
 
     def forget(self, engine_id: str) -> None:
         """An engine is gone."""

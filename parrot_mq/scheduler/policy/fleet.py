@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput, is_urgent
 from parrot_mq.scheduler.policy.company import Company
-from parrot_mq.scheduler.policy.load import SIZES, EngineLoad
+from parrot_mq.scheduler.policy.load import EngineLoad
+from parrot_mq.scheduler.policy.outlook import SIZES
 from parrot_mq.scheduler.policy.ranking import Ranking
 from parrot_mq.scheduler.policy.residency import Holders
+from parrot_mq.scheduler.policy.room_ranking import RoomRanking
 
 MIN_SHARED_TOKENS = 32
 """A shared beginning shorter than two blocks is not worth a detour."""
@@ -20,8 +22,6 @@ NUM_BEST = 2
 """Engines of a ranking that a request is compared on."""
 MAX_DRIFT = 0.1
 """An engine is not ranked anew for a backlog of prompts that makes up less of its score: it is soon gone."""
-NUM_SEEN = 4
-"""So many times as many are looked at for some with enough headroom."""
 NUM_HOLDERS = 2
 """Holders of its prefix that it is compared on besides."""
 
@@ -42,31 +42,28 @@ class _Pool:
     __slots__ = ("headroom", "scores")
 
     def __init__(self) -> None:
-        self.scores = tuple(tuple(Ranking() for _ in SIZES) for _ in Standing)
+        self.scores = tuple(tuple(RoomRanking() for _ in SIZES) for _ in Standing)
         self.headroom = Ranking()
 
-    def put(self, load: EngineLoad, standing: Standing, scores: tuple[float, ...], headroom: float) -> None:
-        for ranking, score in zip(self.scores[standing], scores, strict=True):
-            ranking.put(load.id, score)
-        self.headroom.put(load.id, -headroom)
-
-    def discard(self, engine_id: str, standing: Standing) -> None:
-        for ranking in self.scores[standing]:
-            ranking.discard(engine_id)
+    def put(self, engine_id: str, standing: Standing, scores_ms: Iterable[float], headroom: float) -> None:
+        for ranking, score_ms in zip(self.scores[standing], scores_ms, strict=True):
+            ranking.put(engine_id, score_ms, headroom)
+        self.headroom.put(engine_id, -headroom)
 
     def remove(self, engine_id: str, standing: Standing) -> None:
-        self.discard(engine_id, standing)
+        for ranking in self.scores[standing]:
+            ranking.discard(engine_id)
         self.headroom.discard(engine_id)
 
 
 class Fleet(Mapping[str, EngineLoad]):
     """All engines by id, and which of them a request should be compared on.
 
-    Engines with room are ranked per model by the predicted completion of a usual request (``EngineLoad.scores_ms``,
-    which has wait, step and harm in it), apart for short and long outputs, and by what they have room for. An engine is
-    ranked anew after it has changed, when a backlog of prompts is prefilled, and when its pace beside urgent requests
-    allows throughput work again; prefixes lead to the engines that hold them. So finding candidates costs the logarithm
-    of the number of engines, and exact predictions are made for candidates only.
+    Engines with room are ranked per model by the predicted completion of a usual request (``Outlook.scores_ms``, which
+    has wait, step and harm in it), apart for short and long outputs, so that those with room for a request are found
+    first. An engine is ranked anew after it has changed, when a backlog of prompts is prefilled, and when its pace
+    beside urgent requests allows throughput work again; prefixes lead to the engines that hold them. So finding
+    candidates costs the logarithm of the number of engines, and exact predictions are made for candidates only.
     """
 
     def __init__(self, queue_depth_steps: float = 2.0, *, affinity: bool = True) -> None:
@@ -74,7 +71,7 @@ class Fleet(Mapping[str, EngineLoad]):
         self._affinity = affinity
         self._loads: dict[str, EngineLoad] = {}
         self._holders = Holders()
-        self._company = Company()
+        self.company = Company()
         self._dirty: dict[str, None] = {}
         self._due = Ranking()
         self._next_due_ms = math.inf
@@ -122,7 +119,7 @@ class Fleet(Mapping[str, EngineLoad]):
         if load is not None:
             load.forget()
             self._rank(load, 0.0)
-            self._company.forget(engine_id)
+            self.company.forget(engine_id)
             self._dirty.pop(engine_id, None)
             del self._loads[engine_id]
         return load
@@ -139,7 +136,7 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _has_open(self, model: str, kept: Collection[str]) -> bool:
         headroom = self._pools[model].headroom
-        return len(headroom) > sum(engine_id in headroom for engine_id in kept)
+        return len(headroom) > len(kept) or len(headroom) > sum(engine_id in headroom for engine_id in kept)
 
     def is_open(self, engine_id: str, model: str, kept: Collection[str] = ()) -> bool:
         """Whether an engine has room, serves ``model`` and is not one of ``kept``."""
@@ -156,45 +153,32 @@ class Fleet(Mapping[str, EngineLoad]):
         them only for other work. Where the whole request fits nowhere, only those that hold a part of it are.
         """
         self._refresh(now_ms)
-        found = dict.fromkeys(self._ranked_best(node, now_ms, kept, count))
+        names = self._ranked_best(node, now_ms, kept, count)
         for name in self._attracting(node, kept):
-            found[name] = None
-        return [self._loads[name] for name in found]
+            if name not in names:
+                names.append(name)
+        return [self._loads[name] for name in names]
 
     def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
         pool = self._pool(node.model, now_ms)
         need = node.prompt_tokens + node.reserved_tokens
-        if not pool.headroom or -pool.headroom.first(1)[0][0] < need:
+        most = pool.headroom.first(1)
+        if not most or -most[0][0] < need:
             return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
-        wanted = NUM_SEEN * count + len(kept)
-        best = pool.scores[Standing.FREE][size].first(wanted)
-        paced = pool.scores[Standing.PACED][size]
-        if paced and not is_throughput(node):
-            best = sorted(best + paced.first(wanted)) if best else paced.first(wanted)
-        promised = pool.scores[Standing.PROMISED][size]
-        names = []
-        for ranked in (best, promised.first(wanted) if promised else ()):
-            left = count
-            for _, name in ranked:
-                if -pool.headroom.key(name) >= need and name not in kept:
-                    names.append(name)
-                    left -= 1
-                    if not left:
-                        break
-        return names
+        free, promised, paced = (rankings[size] for rankings in pool.scores)
+        found = free.best(need, count, kept)
+        if not is_throughput(node):
+            found = sorted(found + paced.best(need, count, kept))[:count]
+        found += promised.best(need, count, kept)
+        return [name for _, name, _ in found]
 
     def companies(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> list[EngineLoad]:
-        """Return the engines where an urgent ``node`` should join others, so that throughput work finds engines free."""
+        """Return engines, none of ``kept``, where ``node`` had better join urgent requests, the best first."""
+        if not is_urgent(node):
+            return []
         self._refresh(now_ms)
-        return [self._loads[name] for name in self._company.companies(node.model, now_ms, kept)]
-
-    def hold(self, model: str, now_ms: float) -> None:
-        """Throughput work for ``model`` is held off for now, for the sake of urgent requests."""
-        self._company.held(model, now_ms)
-
-    def stays(self, duration_ms: float) -> None:
-        self._company.stays(duration_ms)
+        return [self._loads[name] for name in self.company.companies(node.model, now_ms, kept)]
 
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
         """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
@@ -215,12 +199,9 @@ class Fleet(Mapping[str, EngineLoad]):
         if node.group is not None and node.group.engine:
             found.append(node.group.engine)
         found = [engine_id for engine_id in found if self.is_open(engine_id, model, kept)]
-        if self._affinity:
-            for digest, num_tokens in reversed(node.prefix):
-                if num_tokens < MIN_SHARED_TOKENS:
-                    break
-                some = self._holders.some(digest, NUM_HOLDERS)
-                if some and (held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]):
+        if self._affinity and node.prefix:
+            for some in self._holders.some_of(node.prefix, MIN_SHARED_TOKENS, NUM_HOLDERS):
+                if held := [engine_id for engine_id in some if self.is_open(engine_id, model, kept)]:
                     return found + held
         return found
 
@@ -251,9 +232,9 @@ class Fleet(Mapping[str, EngineLoad]):
             self._dirty.clear()
 
     def _rank(self, load: EngineLoad, now_ms: float) -> None:
-        before = self._ranked.get(load.id)
-        self._company.note(load, now_ms)
-        if load.room <= 0:
+        before, outlook = self._ranked.get(load.id), load.outlook
+        self.company.note(load, now_ms)
+        if outlook.room <= 0:
             if before is not None:
                 self._unrank(load.id, before)
             return
@@ -267,18 +248,17 @@ class Fleet(Mapping[str, EngineLoad]):
         if before is not None and before != now:
             self._unrank(load.id, before)
         self._ranked[load.id] = now
-        scores = load.scores_ms(now_ms)
-        headroom = load.headroom
+        scores_ms, headroom = outlook.scores_ms(now_ms), outlook.headroom
         if load.model not in self._pools:
             self._pools[load.model] = _Pool()
             self._open |= {load.model, ""}
         for model in (load.model, ""):
             if (pool := self._pools.get(model)) is not None:
-                pool.put(load, standing, scores, headroom)
+                pool.put(load.id, standing, scores_ms, headroom)
         due_ms = paced_until_ms if paced_until_ms > now_ms else math.inf
-        backlog_ms = load.prefill_until_ms - now_ms
-        if backlog_ms > MAX_DRIFT * scores[0]:
-            due_ms = min(due_ms, load.prefill_until_ms)
+        backlog_ms = outlook.prefill_until_ms - now_ms
+        if backlog_ms > MAX_DRIFT * scores_ms[0]:
+            due_ms = min(due_ms, outlook.prefill_until_ms)
         if due_ms < math.inf:
             self._due.put(load.id, due_ms)
             self._next_due_ms = min(self._next_due_ms, due_ms)

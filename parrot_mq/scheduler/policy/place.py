@@ -54,7 +54,12 @@ class Placement:
 
 
 def best_placement(
-    node: RequestNode, candidates: Iterable[EngineLoad], now_ms: float, *, beside: EngineLoad | None = None, company: EngineLoad | None = None,
+    node: RequestNode,
+    candidates: Iterable[EngineLoad],
+    now_ms: float,
+    *,
+    beside: EngineLoad | None = None,
+    company: EngineLoad | None = None,
 ) -> Placement | None:
     """Place ``node`` on the candidate that admits it and is predicted to finish it first; None if none admits it.
 

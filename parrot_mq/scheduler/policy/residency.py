@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from parrot_mq.scheduler.policy.prefix import Boundary
 
@@ -13,14 +14,24 @@ RECENT_MS = 30_000.0
 MAX_RECENT = 1024
 
 
-class Holders:
-    """The engines that may hold a prefix, by digest. An engine's ``Residency`` says whether it still does."""
+_Held = tuple[str, float] | OrderedDict[str, float]
+"""Who holds a prefix, and until when. Most have one holder, which then stands as it is."""
 
-    __slots__ = ("_of",)
+
+class Holders:
+    """The engines that hold a prefix, by digest, and until when (milliseconds on the clock of decisions) each does.
+
+    One dict for all engines, so that to ask about one prefix on several engines touches the same memory. A decision
+    does just that: what is held of the prefix that was asked for last is remembered until it may have changed.
+    """
+
+    __slots__ = ("_asked", "_found", "_of")
 
     def __init__(self) -> None:
-        self._of: dict[str, str | OrderedDict[str, None]] = {}
-        """Most prefixes have one holder, whose id then stands here as it is."""
+        self._of: dict[str, _Held] = {}
+        self._asked: Sequence[Boundary] = ()
+        self._found: list[tuple[_Held, int]] = []
+        """Of the prefix that was asked for last: the holders, and the tokens, of each boundary that has any."""
 
     def __len__(self) -> int:
         return len(self._of)
@@ -28,121 +39,111 @@ class Holders:
     def __contains__(self, digest: str) -> bool:
         return digest in self._of
 
-    def any_of(self, prefix: Iterable[Boundary], engine_id: str) -> bool:
-        """Whether an engine may hold any of ``prefix``. To ask this of several engines touches the same memory."""
-        of = self._of
-        for digest, _ in prefix:
-            holders = of.get(digest)
-            if holders is not None and (
-                engine_id in holders if isinstance(holders, OrderedDict) else engine_id == holders
-            ):
-                return True
-        return False
+    def _held(self, prefix: Sequence[Boundary]) -> list[tuple[_Held, int]]:
+        """Return what is held of ``prefix``, longest first."""
+        if prefix is not self._asked:
+            of = self._of
+            self._asked = prefix
+            self._found = [(of[digest], num_tokens) for digest, num_tokens in reversed(prefix) if digest in of]
+        return self._found
 
-    def add(self, digest: str, engine_id: str) -> None:
-        """Note a holder."""
-        holders = self._of.setdefault(digest, engine_id)
-        if isinstance(holders, OrderedDict):
-            holders[engine_id] = None
-        elif holders != engine_id:
-            self._of[digest] = OrderedDict(((holders, None), (engine_id, None)))
+    def cached_tokens(self, prefix: Sequence[Boundary], engine_id: str, now_ms: float) -> int:
+        """Return how many tokens of ``prefix`` an engine holds: those up to the last boundary of which it does."""
+        for holders, num_tokens in self._found if prefix is self._asked else self._held(prefix):
+            if isinstance(holders, tuple):
+                if holders[0] == engine_id and holders[1] > now_ms:
+                    return num_tokens
+            elif holders.get(engine_id, now_ms) > now_ms:
+                return num_tokens
+        return 0
+
+    def some_of(self, prefix: Sequence[Boundary], min_tokens: int, limit: int) -> Iterator[list[str]]:
+        """Go through the boundaries of ``prefix`` of ``min_tokens`` or more that are held, longest first: up to
+        ``limit`` holders of each; of more, the next few in turn.
+
+        A few in turn are enough to keep the load of many holders even (the power of d choices, Mitzenmacher 2001).
+        """
+        for holders, num_tokens in self._held(prefix):
+            if num_tokens < min_tokens:
+                return
+            if isinstance(holders, tuple):
+                yield [holders[0]]
+            elif len(holders) <= limit:
+                yield list(holders)
+            else:
+                some = list(itertools.islice(holders, limit))
+                for engine_id in some:
+                    holders.move_to_end(engine_id)
+                yield some
+
+    def hold(self, digest: str, engine_id: str, until_ms: float) -> None:
+        """Note a holder, or until when it is one."""
+        self._asked, self._found = (), []
+        of = self._of
+        holders = of.get(digest)
+        if holders is None:
+            of[digest] = engine_id, until_ms
+        elif not isinstance(holders, tuple):
+            holders[engine_id] = until_ms
+        elif holders[0] == engine_id:
+            of[digest] = engine_id, until_ms
+        else:
+            of[digest] = OrderedDict((holders, (engine_id, until_ms)))
 
     def discard(self, digest: str, engine_id: str) -> None:
         """Forget a holder."""
+        self._asked, self._found = (), []
         holders = self._of.get(digest)
         if isinstance(holders, OrderedDict):
             holders.pop(engine_id, None)
             if not holders:
                 del self._of[digest]
-        elif holders == engine_id:
+        elif holders is not None and holders[0] == engine_id:
             del self._of[digest]
-
-    def some(self, digest: str, limit: int) -> list[str]:
-        """Return up to ``limit`` holders of a prefix; of more, the next few in turn.
-
-        A few in turn are enough to keep the load of many holders even (the power of d choices, Mitzenmacher 2001).
-        """
-        holders = self._of.get(digest)
-        if holders is None:
-            return []
-        if not isinstance(holders, OrderedDict):
-            return [holders]
-        if len(holders) <= limit:
-            return list(holders)
-        found = []
-        for _ in range(limit):
-            engine_id = next(iter(holders))
-            holders.move_to_end(engine_id)
-            found.append(engine_id)
-        return found
 
 
 class Residency:
-    """The prefixes that one engine holds, as far as the scheduler knows; ``holders`` is kept up to date with it."""
+    """The prefixes that one engine holds, as far as the scheduler knows: it keeps ``holders`` up to date."""
 
-    __slots__ = ("_engine_id", "_holders", "_recent", "_reported", "_until_ms")
+    __slots__ = ("_engine_id", "_holders", "_recent", "_reported")
 
     def __init__(self, engine_id: str, holders: Holders) -> None:
         self._engine_id = engine_id
         self._holders = holders
         self._reported: frozenset[str] = frozenset()
+        """What it lists counts as held for as long as it does."""
         self._recent: OrderedDict[str, float] = OrderedDict()
         """Until when what was assigned counts, oldest first."""
-        self._until_ms: dict[str, float] = {}
-        """Until when each digest counts as held: both of the above in one."""
-
-    def cached_tokens(self, prefix: Sequence[Boundary], now_ms: float) -> int:
-        """Return how many tokens of ``prefix`` the engine holds: those up to the last boundary of which it does."""
-        until_ms = self._until_ms
-        for digest, num_tokens in reversed(prefix):
-            if until_ms.get(digest, now_ms) > now_ms:
-                return num_tokens
-        return 0
-
-    def may_hold(self, prefix: Sequence[Boundary]) -> bool:
-        """Whether the engine may hold any of ``prefix``."""
-        return self._holders.any_of(prefix, self._engine_id)
 
     def report(self, digests: Iterable[str]) -> None:
         """Take in what a heartbeat lists."""
         before, self._reported = self._reported, frozenset(digests)
         for digest in self._reported - before:
-            self._hold(digest, math.inf)
+            self._holders.hold(digest, self._engine_id, math.inf)
         for digest in before - self._reported:
-            self._forget(digest)
+            until_ms = self._recent.get(digest)
+            if until_ms is None:
+                self._holders.discard(digest, self._engine_id)
+            else:
+                self._holders.hold(digest, self._engine_id, until_ms)
 
     def assign(self, prefix: Iterable[Boundary], now_ms: float) -> None:
         """Note that a request with ``prefix`` was given to the engine, or that it was told to prefill it."""
-        recent, until_ms = self._recent, now_ms + RECENT_MS
+        recent, reported, engine_id, until_ms = self._recent, self._reported, self._engine_id, now_ms + RECENT_MS
         for digest, _ in prefix:
             if digest in recent:
                 recent.move_to_end(digest)
             recent[digest] = until_ms
-            if digest not in self._reported:
-                self._hold(digest, until_ms)
+            if digest not in reported:
+                self._holders.hold(digest, engine_id, until_ms)
         while recent and (len(recent) > MAX_RECENT or next(iter(recent.values())) <= now_ms):
             digest, _ = recent.popitem(last=False)
-            self._forget(digest)
+            if digest not in reported:
+                self._holders.discard(digest, engine_id)
 
     def clear(self) -> None:
         """The engine is gone: it holds nothing."""
-        for digest in self._until_ms:
+        for digest in (*self._reported, *self._recent):
             self._holders.discard(digest, self._engine_id)
         self._reported = frozenset()
         self._recent.clear()
-        self._until_ms.clear()
-
-    def _hold(self, digest: str, until_ms: float) -> None:
-        if digest not in self._until_ms:
-            self._holders.add(digest, self._engine_id)
-        self._until_ms[digest] = until_ms
-
-    def _forget(self, digest: str) -> None:
-        if digest in self._reported:
-            return
-        until_ms = self._recent.get(digest)
-        if until_ms is not None:
-            self._until_ms[digest] = until_ms
-        else:
-            del self._until_ms[digest]
-            self._holders.discard(digest, self._engine_id)

@@ -15,7 +15,7 @@ from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import EngineLoad, Fleet
 from parrot_mq.scheduler.policy.fleet import MAX_DRIFT, Standing
-from parrot_mq.scheduler.policy.load import SIZES
+from parrot_mq.scheduler.policy.outlook import SIZES
 from parrot_mq.scheduler.policy.residency import MAX_RECENT, RECENT_MS
 from tests.scheduler.support import engine, spec_of
 
@@ -146,9 +146,10 @@ class FleetMachine(RuleBasedStateMachine):
             ranked: dict[str, Standing] = {}
             for standing in Standing:
                 for size, ranking in enumerate(pool.scores[standing]):
-                    for score, name in ranking.first(len(ENGINES)):
+                    for score, name, room in ranking.best(-math.inf, len(ENGINES)):
                         assert ranked.setdefault(name, standing) is standing
-                        exact = loads[name].scores_ms(self.now_ms)[size]
+                        assert room == loads[name].headroom
+                        exact = loads[name].outlook.scores_ms(self.now_ms)[size]
                         backlog = max(0.0, loads[name].prefill_until_ms - self.now_ms)
                         # Between two rankings only the backlog of prompts shrinks.
                         late = exact * MAX_DRIFT / (1 - MAX_DRIFT) if not backlog else math.inf
@@ -173,7 +174,8 @@ class FleetMachine(RuleBasedStateMachine):
                 held = digest in self.reported.get(load.id, ()) or at_ms + RECENT_MS > self.now_ms
                 assert load.cached_tokens(node, self.now_ms) == (7 if held else 0)
                 if held:
-                    assert load.id in self.fleet._holders.some(digest, len(ENGINES))
+                    (some,) = self.fleet._holders.some_of(node.prefix, 0, len(ENGINES))
+                    assert load.id in some
 
     @invariant()
     def what_does_not_fit_the_roomiest_fits_nowhere(self) -> None:
@@ -187,7 +189,7 @@ class FleetMachine(RuleBasedStateMachine):
     def scores_are_predictions_for_usual_requests(self) -> None:
         for load in self.open().values():
             alike = [load.completion_ms(request("probe", *size), self.now_ms) for size in SIZES]
-            assert load.scores_ms(self.now_ms) == pytest.approx(alike)
+            assert load.outlook.scores_ms(self.now_ms) == pytest.approx(alike)
 
     @invariant()
     def a_prediction_is_the_same_by_either_way(self) -> None:
