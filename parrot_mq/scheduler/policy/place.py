@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS
@@ -59,18 +59,19 @@ def best_placement(
     now_ms: float,
     *,
     beside: EngineLoad | None = None,
-    company: EngineLoad | None = None,
+    companies: Sequence[EngineLoad] = (),
 ) -> Placement | None:
     """Place ``node`` on the candidate that admits it and is predicted to finish it first; None if none admits it.
 
     Uncached prefix tokens and the delay to urgent requests are in the prediction. So a request goes where its prefix
     is as long as waiting there is predicted to take less than computing the prefix elsewhere, and to a second engine
     from then on: nothing piles up on one. Ties go to the engine with the fewest outstanding requests, then by id.
-    ``beside``: where a sharer of its prefix was just placed, which is good enough within ``LOAD_BOUND``.
+    ``beside``: where a sharer of its prefix was just placed, which is good enough within ``LOAD_BOUND``. ``companies``:
+    more candidates, with urgent requests that it had better join; the first within ``COMPANY_BOUND`` is good enough.
     """
     compared = [
         (ms, engine.num_outstanding, engine.id, engine)
-        for engine in candidates
+        for engine in dict.fromkeys((*companies, *candidates))
         if (ms := engine.predict(node, now_ms)) is not None
     ]
     if not compared:
@@ -81,8 +82,8 @@ def best_placement(
         near = next((c for c in compared if c[3] is beside and c[0] <= LOAD_BOUND * best[0]), None)
         if near is not None:
             best, reason = near, Reason.SHARERS
-    if company is not None:
-        near = next((c for c in compared if c[3] is company and c[0] <= COMPANY_BOUND * best[0]), None)
+    elif companies:
+        near = next((c for c in compared if c[3] in companies and c[0] <= COMPANY_BOUND * best[0]), None)
         if near is not None:
             best, reason = near, Reason.COMPANY
     predicted_ms, _, _, engine = best

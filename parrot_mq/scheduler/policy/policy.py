@@ -105,7 +105,9 @@ class _Round:
                 self._place(Placement(member, part.engine, Reason.GROUP, part.predicted_ms, considered))
 
     def _place_with_sharers(self, node: RequestNode) -> None:
-        found = self._best(node)
+        companies = self._fleet.companies(node, self._now_ms, self._kept)
+        candidates = self._fleet.candidates(node, self._now_ms, self._kept)
+        found = best_placement(node, candidates, self._now_ms, companies=companies)
         if found is None:
             self._pass_over(node)
             return
@@ -125,22 +127,10 @@ class _Round:
                 break
             self._place(found)
 
-    def _best(self, node: RequestNode) -> Placement | None:
-        candidates = self._fleet.candidates(node, self._now_ms, self._kept)
-        companies = self._fleet.companies(node, self._now_ms, self._kept) if is_urgent(node) else []
-        if not companies:
-            return best_placement(node, candidates, self._now_ms)
-        together = dict.fromkeys((*companies, *candidates))
-        for company in companies:
-            found = best_placement(node, together, self._now_ms, company=company)
-            if found is None or found.reason is Reason.COMPANY:
-                return found
-        return found
-
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
         if is_urgent(placement.request):
-            self._fleet.stays(placement.predicted_ms)
+            self._fleet.company.stays(placement.predicted_ms)
         placement.request.kept_engine = ""
         placement.engine.charge(placement.request, self._now_ms)
         self.placements.append(placement)
@@ -148,9 +138,9 @@ class _Round:
     def _pass_over(self, node: RequestNode) -> None:
         """No candidate admits ``node``: try the one with most room, or keep it for this one."""
         if is_throughput(node) and self._fleet.is_pacing(node.model, self._now_ms):
-            self._hold_throughput(node.model)
             if is_patient(node):
-                self._fleet.hold(node.model, self._now_ms)
+                self._fleet.company.held(node.model, self._now_ms)
+            self._hold_throughput(node.model)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)
         assert roomiest is not None, "its model is open"
