@@ -226,7 +226,8 @@ class EngineLoad:
         wait_ms = 0.0
         if after > slots:
             wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
-        return outlook.total_ms(prefill_ms, step_ms, wait_ms, output, now_ms)
+        harm_ms = prefill_ms - self.record.cost.hidden_ms(prompt - cached)
+        return outlook.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms)
 
     @property
     def prefill_until_ms(self) -> float:
