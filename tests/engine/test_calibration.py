@@ -18,8 +18,8 @@ from parrot_workers.engine.calibration import REPEATS, calibrate
 from parrot_workers.engine.step_batch import Span
 from parrot_workers.engine.step_work import StepWork
 
-GPU = CostModel(0.03, 5.0, 0.02, 0.00005, 0.000001, 0.9)
-CPU = CostModel(2.0, 40.0, 3.0, 0.004, 0.0005, 0.5)
+GPU = CostModel(0.03, 5.0, 0.02, 0.00005, 0.000001, 0.9, overlap=0.95)
+CPU = CostModel(2.0, 40.0, 3.0, 0.004, 0.0005, 0.5, overlap=0.75)
 
 
 class FakeRunner:
@@ -49,6 +49,7 @@ class FakeRunner:
         shared = sum(BLOCK_SIZE * len(set(table) & set(tables[0])) for table in tables[1:])
         work = StepWork(tuple(prefills), len(decodes), sum(span.start + 1 for span in decodes), shared)
         took_ms = work.prefill_ms(self.true) + work.decode_ms(self.true)
+        took_ms -= self.true.hidden_ms(work.num_prefill_tokens) if prefills and decodes else 0
         self.now_s += took_ms / 1000 * (1 + self._noise * self._random.expovariate(1))
         self.num_runs += 1
         self.largest = max(self.largest, sum(len(span.token_ids) for span in spans))
@@ -68,9 +69,18 @@ def assert_alike(found: CostModel, true: CostModel, tolerance: float) -> None:
         for shared in (0, (num_seqs - 1) * 400):
             expected = pytest.approx(true.decode_step_ms(num_seqs, context, shared), rel=tolerance)
             assert found.decode_step_ms(num_seqs, context, shared) == expected
+            for num_tokens in (20, 100, 500):
+                expected = pytest.approx(true.step_ms([(num_tokens, 0)], num_seqs, context, shared), rel=tolerance)
+                assert found.step_ms([(num_tokens, 0)], num_seqs, context, shared) == expected
 
 
-@pytest.mark.parametrize("true", [GPU, CPU, CostModel(0.1, 7.0, 0.0, 0.001, 0.0, 0.0), CostModel(1.0, 0.0, 5.0)])
+@pytest.mark.parametrize(
+    "true",
+    [
+        GPU, CPU, CostModel(0.1, 7.0, 0.0, 0.001, 0.0, 0.0), CostModel(1.0, 0.0, 5.0),
+        CostModel(0.1, 7.0, 0.0, 0.001, overlap=1.0),
+    ],
+)  # fmt: skip
 def test_the_model_that_times_follow_is_found(true: CostModel) -> None:
     assert_alike(found_by(FakeRunner(true)), true, 1e-6)
 
@@ -94,6 +104,7 @@ def test_the_smallest_engines_are_calibrated_too(sizes: dict[str, int], num_bloc
     assert runner.largest <= sizes.get("max_num_tokens", 2048)
     assert found.decode_step_ms(1, BLOCK_SIZE) == pytest.approx(CPU.decode_step_ms(1, BLOCK_SIZE), rel=0.01)
     assert 0 <= found.shared_saving <= 1
+    assert 0 <= found.overlap <= 1
 
 
 def test_a_clock_that_stands_still_gives_a_model_all_the_same() -> None:
@@ -103,12 +114,12 @@ def test_a_clock_that_stands_still_gives_a_model_all_the_same() -> None:
 
 def test_a_slow_engine_is_not_timed_for_long() -> None:
     """Seconds a step: each is run twice, and the long prompt not at all."""
-    slow = CostModel(20.0, 1000.0, 10.0, 0.001, 0.0, 0.0)
+    slow = CostModel(20.0, 1000.0, 10.0, 0.001, 0.0, 0.0, 0.8)
     runner = FakeRunner(slow)
     assert_alike(found_by(runner), slow, 1e-6)
     assert runner.largest == 128
-    assert runner.num_runs <= 2 * 7
+    assert runner.num_runs <= 2 * 9
     quick = FakeRunner(GPU)
     found_by(quick)
-    assert quick.num_runs == 8 * (REPEATS + 1)
+    assert quick.num_runs == 9 * (REPEATS + 1)
     assert quick.now_s < 1

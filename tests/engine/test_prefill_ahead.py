@@ -85,7 +85,7 @@ def test_requests_come_first_and_decode_beside_it(make_engine: MakeEngine) -> No
     engine.prefill(source("hint", make_prompt(96)))
     engine.add(source("request", make_prompt(30, seed=1)))
     assert [output.id for output in engine.step()] == ["request"]
-    assert engine.stats().num_prefill_tokens == 30 + 2, "only what is left over, and no more than a quarter"
+    assert engine.stats().num_prefill_tokens == 30 + 2, "only what is left over"
     outputs = drain(engine)
     assert outputs["hint"].finish is FinishReason.PREFILLED
     [alone] = make_engine("llama").generate([list(make_prompt(30, seed=1))], GREEDY)
@@ -121,9 +121,10 @@ def test_a_request_that_needs_the_blocks_gets_them(make_engine: MakeEngine) -> N
 
 
 def test_a_running_sequence_that_grows_takes_the_blocks_before_anybody_is_preempted(make_engine: MakeEngine) -> None:
-    engine = make_engine("llama", num_blocks=8, max_num_batched_tokens=100)
+    engine = make_engine("llama", num_blocks=8, max_num_batched_tokens=24)
     engine.add(source("request", make_prompt(95, seed=1), SamplingParams(max_tokens=30, ignore_eos=True)))
-    engine.step()
+    while not engine.stats().num_generated_tokens:
+        engine.step()
     engine.prefill(source("hint", make_prompt(32)))
     engine.step()
     assert engine.stats().num_free_blocks == 0
@@ -143,8 +144,8 @@ def test_a_request_for_the_same_prompt_overtakes(make_engine: MakeEngine) -> Non
     engine.add(source("request", prompt, SamplingParams(max_tokens=1)))
     outputs = drain(engine)
     assert outputs["hint"].finish is FinishReason.PREFILLED
-    assert outputs["request"].num_cached_tokens == 16, "a quarter of the step's budget is a block and a half"
-    assert engine.stats().num_prefill_tokens == 20 + 25 + 80, "the half block was computed twice, the rest once"
+    assert outputs["request"].num_cached_tokens == 48, "as uncalibrated engines guess, 55 tokens are nearly free"
+    assert engine.stats().num_prefill_tokens == 20 + 55 + 48, "the half block was computed twice, the rest once"
 
 
 def test_abort_and_a_failed_step(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

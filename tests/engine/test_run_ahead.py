@@ -228,7 +228,7 @@ def test_what_comes_between_two_steps_is_planned_for(make_engine: MakeEngine, re
 
 def test_a_prompt_computed_ahead_is_planned_for(make_engine: MakeEngine) -> None:
     engine = begun(make_engine, make_prompts(1))
-    engine.prefill(SequenceInput("hint", (PromptSegment("", token_ids=tuple(range(3, 67))),), FREE))
+    engine.prefill(SequenceInput("hint", (PromptSegment("", token_ids=tuple(range(3, 51))),), FREE))
     ended = [output.id for _ in range(3) for output in engine.step() if output.finish is FinishReason.PREFILLED]
     assert ended == ["hint"]
     assert engine._steps.in_flight is not None, "then steps run ahead again"

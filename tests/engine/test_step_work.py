@@ -11,7 +11,7 @@ import pytest
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.messages import CostModel, SamplingParams
 from parrot_workers.engine import step_stats
-from parrot_workers.engine.batch_scheduler import Chunk
+from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.detokenizer import Detokenizer
 from parrot_workers.engine.ngram_index import Draft
 from parrot_workers.engine.port import SequenceInput

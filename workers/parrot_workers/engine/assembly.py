@@ -31,6 +31,9 @@ from parrot_workers.engine.tokenizer import Tokenizer, load_tokenizer
 CALIBRATED_BLOCKS = 64
 """Copied between device and host memory to learn what that costs, if there are so many."""
 
+GUESSED_OVERLAP = 0.75
+"""Of prefill and decode in one step, where nothing was measured: all engines of this kind read the weights once."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineParts:
@@ -145,7 +148,7 @@ def _sizes(settings: EngineSettings, model: Model, ranks: RankGroup | None) -> _
 
 def _cost(settings: EngineSettings, sizes: _Sizes, runner: ModelRunner) -> CostModel:
     if not settings.calibrate:
-        return CostModel()
+        return CostModel(overlap=GUESSED_OVERLAP)
     return calibration.calibrate(
         runner,
         max_num_seqs=settings.max_num_seqs,
@@ -191,4 +194,5 @@ def _scheduler(settings: EngineSettings, sizes: _Sizes, tier: HostTier | None, c
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_rows=settings.max_num_rows,
         speculator=Speculator(cost) if settings.speculate else None,
+        cost=cost,
     )

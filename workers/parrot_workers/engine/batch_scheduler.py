@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 
-from parrot_mq.messages import ObjectiveKind
+from parrot_mq.messages import CostModel, ObjectiveKind
+from parrot_workers.engine.ahead_budget import tokens_ahead
 from parrot_workers.engine.block_manager import BlockManager, CachedPrefix
+from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.ngram_index import Draft
 from parrot_workers.engine.prefill_ahead import PrefillAhead
 from parrot_workers.engine.sequence import Sequence, SequenceStatus
 from parrot_workers.engine.siblings import Siblings
 from parrot_workers.engine.speculator import Speculator
-
-AHEAD_SHARE = 4
-"""While sequences run, a step computes at most this part of its budget ahead: they should hardly notice."""
-UNKNOWN_ID = 0
-"""Stands for a token that is still being computed: any id that exists."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """``num_tokens`` tokens of ``sequence`` from ``start`` on, and the ``draft`` of what may follow them.
-
-    ``samples`` if the sequence's next token comes out of it: then each drafted token gives a row of logits too.
-    ``sampled_row`` if its one token is still being computed: the row of the step before that samples it.
-    """
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-    samples: bool
-    draft: Draft | None = None
-    sampled_row: int | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of logits wanted at its end."""
-        return self.samples * (1 + (len(self.draft.token_ids) if self.draft else 0))
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether these are tokens of a prompt, or some that were computed before and given up."""
-        return self.start < self.sequence.num_prompt_tokens or self.num_tokens > 1
-
-    @property
-    def token_ids(self) -> list[int]:
-        """What the model is given."""
-        if self.sampled_row is not None:
-            return [UNKNOWN_ID]
-        token_ids = self.sequence.token_ids[self.start : self.start + self.num_tokens]
-        return token_ids + self.draft.token_ids if self.draft else token_ids
+from parrot_workers.engine.step_work import StepWork
 
 
 class BatchScheduler:
@@ -64,7 +27,8 @@ class BatchScheduler:
     admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest THROUGHPUT one,
     else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``, sequences that decode
     may get drafts, as far as the budget, ``max_num_rows`` of logits (default: the budget) and free blocks go. Where
-    nobody waits, the rest of the budget goes to prompts computed ahead (``ahead``), which give way to all others.
+    nobody waits, the rest of the budget goes to prompts computed ahead (``ahead``), which give way to all others;
+    beside running sequences as much of it as is nearly free by the ``cost`` of this engine (``ahead_budget``).
     """
 
     def __init__(
@@ -75,6 +39,7 @@ class BatchScheduler:
         max_num_batched_tokens: int,
         max_num_rows: int | None = None,
         speculator: Speculator | None = None,
+        cost: CostModel | None = None,
     ) -> None:
         if max_num_rows is not None and max_num_rows < max_num_seqs:
             raise ValueError(f"{max_num_rows} rows of logits are too few: each of {max_num_seqs} sequences needs one")
@@ -84,6 +49,7 @@ class BatchScheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_rows = max_num_batched_tokens if max_num_rows is None else max_num_rows
         self.speculator = speculator
+        self.cost = cost or CostModel()
         self.waiting: list[Sequence] = []
         """Sorted by ``Sequence.order``; preempted sequences wait here too."""
         self.running: list[Sequence] = []
@@ -153,7 +119,8 @@ class BatchScheduler:
         drafts = self._draft(chunks, min(budget, self.max_num_rows - num_rows))
         budget -= sum(len(draft.token_ids) for draft in drafts.values())
         chunks = [replace(chunk, draft=drafts[i]) if i in drafts else chunk for i, chunk in enumerate(chunks)]
-        return chunks + admitted + self._compute_ahead(budget)
+        chunks += admitted
+        return chunks + self._compute_ahead(budget, chunks)
 
     def plan_behind(self, chunks: list[Chunk]) -> list[Chunk]:
         """Return the chunks of the step behind that of ``chunks``, whose tokens are still being computed, as ``plan``.
@@ -238,14 +205,17 @@ class BatchScheduler:
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks
 
-    def _compute_ahead(self, budget: int) -> list[Chunk]:
+    def _compute_ahead(self, budget: int, beside: list[Chunk]) -> list[Chunk]:
         if self.waiting or len(self.running) >= self.max_num_seqs:
             return []
-        if self.running:
-            budget = min(budget, self.max_num_batched_tokens // AHEAD_SHARE)
         sequence = self.ahead.next(budget)
         if sequence is None or not sequence.num_uncomputed_tokens:
             return []
+        if beside:
+            work = StepWork.of(beside)
+            step_ms = work.total_ms(self.cost)
+            computed = sequence.num_computed_tokens
+            budget = tokens_ahead(self.cost, budget, computed, work.num_prefill_tokens, step_ms=step_ms)
         chunk = self._chunk(sequence, min(sequence.num_uncomputed_tokens, budget))
         return [replace(chunk, samples=False)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -39,16 +40,16 @@ def calibrate(
     """Return the engine's cost model, in milliseconds.
 
     Times prefills of two lengths and one behind a cached prefix; decode steps of one and of many sequences, of short
-    and of long contexts, and of many that share nearly all of a long one. Of each step the shortest of a few repeats
-    counts: what disturbs it only makes it longer. Overwrites blocks of the cache, so it is for a cache that nobody
-    uses yet. ``clock`` tells seconds.
+    and of long contexts, and of many that share nearly all of a long one; and a step that does both. Of each step the
+    shortest of a few repeats counts: what disturbs it only makes it longer. Overwrites blocks of the cache, so it is
+    for a cache that nobody uses yet. ``clock`` tells seconds.
     """
     bench = _Bench(runner, clock)
     longest = max(2, min(max_model_len, runner.cache.num_blocks * BLOCK_SIZE, LONGEST))
     per_token_ms, per_pair_ms = _prefill(bench, max_num_tokens, longest)
     many = max(1, min(MANY, max_num_seqs, max_num_tokens, runner.cache.num_blocks // 2))
     base_ms, per_seq_ms, per_context_ms, saving = _decode(bench, many, longest)
-    return CostModel(
+    cost = CostModel(
         prefill_per_token_ms=per_token_ms,
         prefill_per_pair_ms=per_pair_ms,
         decode_base_ms=base_ms,
@@ -56,6 +57,9 @@ def calibrate(
         decode_per_context_token_ms=per_context_ms,
         shared_saving=saving,
     )
+    if max_num_seqs == 1:
+        return cost
+    return dataclasses.replace(cost, overlap=_overlap(bench, cost, min(max_num_tokens, longest) - 1))
 
 
 def calibrate_reload(transfer: KVTransfer, num_blocks: int, cost: CostModel) -> ReloadCost:
@@ -113,12 +117,31 @@ def _decode(bench: _Bench, many: int, longest: int) -> tuple[float, float, float
     return base_ms, per_seq_ms, per_context_ms, min(1.0, max(0.0, saving))
 
 
+def _overlap(bench: _Bench, cost: CostModel, longest: int) -> float:
+    """Return the part that a step saves of what is shared, when it prefills a piece and decodes one sequence.
+
+    The piece takes about as long to compute as the weights to read, so that what is saved is as large a part of the
+    step as it can be.
+    """
+    num_tokens = min(PREFILL[0], (bench.num_blocks - 1) * BLOCK_SIZE, longest)
+    if cost.prefill_per_token_ms:
+        num_tokens = min(num_tokens, max(BLOCK_SIZE, round(cost.decode_base_ms / cost.prefill_per_token_ms)))
+    hideable_ms = min(cost.decode_base_ms, cost.prefill_per_token_ms * num_tokens)
+    if num_tokens < 1 or not hideable_ms:
+        return 0.0
+    context = min(BLOCK_SIZE, longest + 1)
+    alone_ms = bench.prefill_ms(num_tokens) + bench.decode_ms(1, context)
+    return min(1.0, max(0.0, (alone_ms - bench.mixed_ms(num_tokens, context)) / hideable_ms))
+
+
 class _Bench:
     """Times steps of a runner."""
 
     def __init__(self, runner: ModelRunner, clock: Callable[[], float]) -> None:
         self._runner = runner
         self._clock = clock
+        self._found_ms: dict[tuple[tuple[int, int, tuple[int, ...]], ...], float] = {}
+        """Times by what was run: (tokens, tokens before them, blocks) of each span."""
         self.num_blocks = runner.cache.num_blocks
 
     def prefill_ms(self, num_tokens: int, num_cached: int = 0) -> float:
@@ -134,8 +157,20 @@ class _Bench:
         )
         return self._shortest_ms([Span([0], context - 1, 1, table) for table in tables])
 
+    def mixed_ms(self, num_tokens: int, context: int) -> float:
+        """Return the time of a step that prefills so many tokens, and decodes one sequence of blocks behind theirs."""
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        prefill = Span([0] * num_tokens, 0, 1, range(num_blocks))
+        return self._shortest_ms([prefill, Span([0], context - 1, 1, [num_blocks])])
+
     def _shortest_ms(self, spans: list[Span]) -> float:
-        """Return the shortest of a few runs, after one that only warms up."""
+        """Return the shortest of a few runs, after one that only warms up; what was run before is not run again."""
+        key = tuple((len(span.token_ids), span.start, tuple(span.block_table)) for span in spans)
+        if key not in self._found_ms:
+            self._found_ms[key] = self._measure_ms(spans)
+        return self._found_ms[key]
+
+    def _measure_ms(self, spans: list[Span]) -> float:
         self._run_s(spans)
         times_s = [self._run_s(spans)]
         while len(times_s) < REPEATS and sum(times_s) < MEASURE_S:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from parrot_kernels import Backend
 from parrot_mq.messages import ObjectiveKind, SamplingParams
-from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.model_runner import ModelRunner

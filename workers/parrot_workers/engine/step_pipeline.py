@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from parrot_kernels import Backend
-from parrot_workers.engine.batch_scheduler import BatchScheduler, Chunk
+from parrot_workers.engine.batch_scheduler import BatchScheduler
+from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.host_copy import HostCopy, to_device
 from parrot_workers.engine.kv_transfer import KVTransfer
 from parrot_workers.engine.model_runner import ModelRunner

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from torch.profiler import record_function
 
-from parrot_workers.engine.batch_scheduler import Chunk
+from parrot_workers.engine.chunk import Chunk
 
 
 class Phase(enum.StrEnum):

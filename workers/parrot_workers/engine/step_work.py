@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from parrot_kernels import BLOCK_SIZE
 from parrot_mq.messages import CostModel
-from parrot_workers.engine.batch_scheduler import Chunk
+from parrot_workers.engine.chunk import Chunk
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ class StepWork:
     def decode_ms(self, cost: CostModel) -> float:
         """Predict the part that decoding takes."""
         return cost.decode_step_ms(self.num_rows, self.context_tokens, self.shared_tokens) if self.num_rows else 0.0
+
+    def total_ms(self, cost: CostModel) -> float:
+        """Predict what the step takes."""
+        return cost.step_ms(self.prefills, self.num_rows, self.context_tokens, self.shared_tokens)
 
 
 def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
