@@ -99,8 +99,10 @@ class _Index(Generic[_K]):
         return [members] if members is not None and limit > 0 else []
 
 
-_Entry = tuple[float, int, int, RequestNode]
-"""Key, sequence number, ticket, request. Valid while the request's ticket is the same."""
+_Entry = tuple[float, int, RequestNode]
+"""Key, ticket, request. Valid while the request's ticket is the same; no two requests have the same."""
+_Head = tuple[float, float, int, RequestNode]
+"""The tokens that a tenant was served, and its first entry."""
 Line = tuple[str, bool]
 """The model that requests ask for, and whether they are throughput work, which may be held off where others are not."""
 
@@ -118,9 +120,8 @@ class ReadyQueue:
     """Ready requests that are not dispatched yet. Every operation costs the logarithm of its size, or less."""
 
     def __init__(self) -> None:
-        self._queued: dict[str, RequestNode] = {}
+        self._queued: dict[str, tuple[RequestNode, _Line]] = {}
         self._lines: dict[Line, _Line] = {}
-        self._line_of: dict[str, _Line] = {}
         self._aside: list[tuple[_Line, _Entry]] = []
         self._groups: _Index[TaskGroup] = _Index()
         self._sharers: _Index[str] = _Index()
@@ -137,30 +138,31 @@ class ReadyQueue:
         return node.id in self._queued
 
     def __iter__(self) -> Iterator[RequestNode]:
-        return iter(list(self._queued.values()))
+        return iter([node for node, _ in self._queued.values()])
 
     def put(self, node: RequestNode) -> None:
         """Queue a request under its ``key_ms``; queue it anew if it is there already."""
-        if node.tenant not in self._num_waiting:  # it comes back: what it was not served meanwhile is not saved up
-            self._served[node.tenant] = max(self._served.get(node.tenant, 0.0), self._floor)
-        self.discard(node)
+        tenant = node.tenant
+        if tenant not in self._num_waiting:  # it comes back: what it was not served meanwhile is not saved up
+            self._served[tenant] = max(self._served.get(tenant, 0.0), self._floor)
+        if node.id in self._queued:
+            self.discard(node)
         self._sequence += 1
         node.ticket = self._sequence
-        self._queued[node.id] = node
         key = line_of(node)
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line()
-        self._line_of[node.id] = line
-        self._num_waiting[node.tenant] = self._num_waiting.get(node.tenant, 0) + 1
-        self._push(line, (node.key_ms, self._sequence, node.ticket, node))
+        self._queued[node.id] = node, line
+        self._num_waiting[tenant] = self._num_waiting.get(tenant, 0) + 1
+        self._push(line, (node.key_ms, node.ticket, node))
         if node.group is not None:
             self._groups.add(node.group, node)
         for digest, _ in node.prefix:
             self._sharers.add(digest, node)
 
     def _push(self, line: _Line, entry: _Entry) -> None:
-        tenant = entry[3].tenant
+        tenant = entry[2].tenant
         heap = line.heaps.get(tenant)
         if heap is None:
             heap = line.heaps[tenant] = []
@@ -170,7 +172,8 @@ class ReadyQueue:
 
     def discard(self, node: RequestNode) -> bool:
         """Take a request out without serving it; False if it is not here."""
-        if self._queued.pop(node.id, None) is None:
+        queued = self._queued.pop(node.id, None)
+        if queued is None:
             return False
         node.ticket = 0
         if node.group is not None:
@@ -183,7 +186,7 @@ class ReadyQueue:
         else:
             del self._num_waiting[node.tenant]
             self._forget_idle()
-        self._compact(self._line_of.pop(node.id))
+        self._compact(queued[1])
         return True
 
     def take(self, node: RequestNode) -> None:
@@ -196,13 +199,15 @@ class ReadyQueue:
         """Return the request that comes first among those that ask for one of ``models`` ("" is any), except in the
         lines ``held``.
         """
-        best: tuple[float, float, int, RequestNode] | None = None
+        best: _Head | None = None
+        lines = self._lines
         for model in models:
-            for throughput in (False, True):
-                key = model, throughput
-                line = self._lines.get(key)
-                head = self._head(line) if line is not None and key not in held else None
-                if head is not None and (best is None or head[:3] < best[:3]):
+            for key in ((model, False), (model, True)):
+                line = lines.get(key)
+                if line is None or key in held:
+                    continue
+                head = self._head(line)
+                if head is not None and (best is None or head < best):
                     best = head
         if best is None:
             return None
@@ -211,14 +216,14 @@ class ReadyQueue:
 
     def pass_over(self, node: RequestNode) -> None:
         """Let others come before ``node``, which ``first`` has just returned, until ``restore``. It stays queued."""
-        line = self._line_of[node.id]
+        line = self._queued[node.id][1]
         line.num_entries -= 1
         self._aside.append((line, heapq.heappop(line.heaps[node.tenant])))
 
     def restore(self) -> None:
         """Put every request that was passed over back where it stood."""
         for line, entry in self._aside:
-            if entry[3].ticket == entry[2]:
+            if entry[2].ticket == entry[1]:
                 self._push(line, entry)
         self._aside.clear()
 
@@ -240,22 +245,26 @@ class ReadyQueue:
                     found[other.id] = other
         return list(found.values())[:limit]
 
-    def _head(self, line: _Line) -> tuple[float, float, int, RequestNode] | None:
-        while line.tenants:
-            noted, tenant = line.tenants[0]
-            heap = line.heaps[tenant]
-            while heap and heap[0][3].ticket != heap[0][2]:
+    def _head(self, line: _Line) -> _Head | None:
+        tenants, heaps = line.tenants, line.heaps
+        while tenants:
+            noted, tenant = tenants[0]
+            heap = heaps[tenant]
+            while heap:
+                key_ms, ticket, node = heap[0]
+                if node.ticket == ticket:
+                    break
                 heapq.heappop(heap)
                 line.num_entries -= 1
-            if not heap:
-                heapq.heappop(line.tenants)
-                del line.heaps[tenant]
+            else:
+                heapq.heappop(tenants)
+                del heaps[tenant]
                 continue
             served = self._served[tenant]
             if served > noted:  # counters only grow, so a stale entry stands too far in front, never too far back
-                heapq.heapreplace(line.tenants, (served, tenant))
+                heapq.heapreplace(tenants, (served, tenant))
                 continue
-            return served, heap[0][0], heap[0][1], heap[0][3]
+            return served, key_ms, ticket, node
         return None
 
     def _forget_idle(self) -> None:
@@ -270,6 +279,6 @@ class ReadyQueue:
             return
         line.num_entries = 0
         for heap in line.heaps.values():
-            heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
+            heap[:] = [entry for entry in heap if entry[2].ticket == entry[1]]
             heapq.heapify(heap)
             line.num_entries += len(heap)
