@@ -24,11 +24,14 @@ class Beside:
         if urgent and cost.overlap and cost.prefill_per_token_ms:
             self._left = max(1, int(cost.decode_base_ms / cost.prefill_per_token_ms))
 
-    def limit(self, objective: ObjectiveKind, budget: int) -> int:
-        """Return how many of ``budget`` tokens a prompt with this objective may have."""
-        return int(min(budget, self._left)) if objective is ObjectiveKind.THROUGHPUT else budget
+    def admits(self, objective: ObjectiveKind) -> bool:
+        """Whether a prompt with this objective may have any tokens yet."""
+        return self._left > 0 or objective is not ObjectiveKind.THROUGHPUT
 
-    def took(self, objective: ObjectiveKind, num_tokens: int) -> None:
-        """So many tokens of such a prompt are computed in this step."""
-        if objective is ObjectiveKind.THROUGHPUT:
-            self._left -= num_tokens
+    def take(self, objective: ObjectiveKind, num_tokens: int) -> int:
+        """Return how many of ``num_tokens`` such a prompt may have, and count them."""
+        if objective is not ObjectiveKind.THROUGHPUT:
+            return num_tokens
+        taken = int(min(num_tokens, self._left))
+        self._left -= taken
+        return taken
