@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from parrot_mq.messages import EngineState
 from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.pacing import TOLERANCE
 from parrot_mq.scheduler.policy.ranking import Ranking
@@ -28,21 +29,39 @@ NEW_WEIGHT = 0.05
 
 
 class _Side:
-    """One model's engines."""
+    """The engines of one model that take requests.
 
-    __slots__ = ("busy", "companies", "demand", "engines", "peak", "peak_at_ms", "urgent")
+    ``urgent``: those with urgent requests. ``companies``: those of them that take one more within the tolerance, the
+    fullest first. ``busy``: how busy throughput work keeps each of all, 0 to 1, where nothing is urgent; ``demand``
+    is the sum.
+    """
+
+    __slots__ = ("_peak", "_peak_at_ms", "busy", "companies", "demand", "urgent")
 
     def __init__(self) -> None:
-        self.engines: dict[str, None] = {}
         self.urgent: dict[str, None] = {}
-        """Those with urgent requests."""
         self.companies = Ranking()
-        """Those of them that take one more within the tolerance, fullest first."""
         self.busy: dict[str, float] = {}
-        """How busy throughput work keeps each of the others, 0 to 1."""
         self.demand = 0.0
-        self.peak = 0.0
-        self.peak_at_ms = 0.0
+        self._peak = self._peak_at_ms = 0.0
+
+    def set_busy(self, engine_id: str, busy: float, now_ms: float, memory_ms: float) -> None:
+        before = self.busy[engine_id]
+        if busy < before:
+            self.wanted(self.demand, now_ms, memory_ms)
+        self.busy[engine_id] = busy
+        self.demand += busy - before
+
+    def wanted(self, num_engines: float, now_ms: float, memory_ms: float) -> None:
+        """Throughput work kept so many engines busy until now, or had use for them."""
+        self._peak = max(num_engines, self.peak(now_ms, memory_ms))
+        self._peak_at_ms = now_ms
+
+    def peak(self, now_ms: float, memory_ms: float) -> float:
+        """Return how many it had use for lately: the most at any time, which falls to a third each ``memory_ms``."""
+        if not self._peak or not memory_ms:
+            return 0.0
+        return self._peak * math.exp(min(0.0, self._peak_at_ms - now_ms) / memory_ms)
 
 
 class Company:
@@ -56,24 +75,32 @@ class Company:
 
     def note(self, load: EngineLoad, now_ms: float) -> None:
         """An engine has changed."""
-        if self._model_of.get(load.id, load.model) != load.model:
-            self.forget(load.id)
-        side = self._sides.get(load.model)
+        side = self._side_of(load)
         if side is None:
-            side = self._sides[load.model] = _Side()
-        self._model_of[load.id] = load.model
-        side.engines[load.id] = None
+            return
+        name, outlook = load.id, load.outlook
         if load.num_urgent:
-            side.urgent[load.id] = None
-            self._set_busy(side, load.id, 0.0, now_ms)
-            if load.outlook.room > 0 and load.outlook.slowdown(1) <= TOLERANCE:
-                side.companies.put(load.id, -load.outlook.slowdown())
-            else:
-                side.companies.discard(load.id)
+            side.urgent[name] = None
+            side.set_busy(name, 0.0, now_ms, self._stay_ms)
+            if outlook.room > 0 and outlook.slowdown(1) <= TOLERANCE:
+                side.companies.put(name, -outlook.slowdown())
+                return
         else:
-            side.urgent.pop(load.id, None)
-            side.companies.discard(load.id)
-            self._set_busy(side, load.id, load.outlook.busy(now_ms), now_ms)
+            side.urgent.pop(name, None)
+            side.set_busy(name, outlook.busy(now_ms), now_ms, self._stay_ms)
+        side.companies.discard(name)
+
+    def _side_of(self, load: EngineLoad) -> _Side | None:
+        """Return where an engine belongs; None if it takes nothing at all now."""
+        record, before = load.record, self._model_of.get(load.id)
+        if record is None or record.state is not EngineState.READY:
+            self.forget(load.id)
+            return None
+        if before != record.model:
+            self.forget(load.id)
+            self._model_of[load.id] = record.model
+            self._sides.setdefault(record.model, _Side()).busy[load.id] = 0.0
+        return self._sides[record.model]
 
     def forget(self, engine_id: str) -> None:
         """An engine is gone."""
@@ -81,11 +108,10 @@ class Company:
         if model is None:
             return
         side = self._sides[model]
-        side.engines.pop(engine_id)
         side.urgent.pop(engine_id, None)
         side.companies.discard(engine_id)
-        side.demand -= side.busy.pop(engine_id, 0.0)
-        if not side.engines:
+        side.demand -= side.busy.pop(engine_id)
+        if not side.busy:
             del self._sides[model]
 
     def stays(self, duration_ms: float) -> None:
@@ -96,30 +122,18 @@ class Company:
         """Throughput work waits for engines that urgent requests are on."""
         for name, side in self._sides.items():
             if not model or name == model:
-                self._raise(side, float(len(side.engines)), now_ms)
+                side.wanted(float(len(side.busy)), now_ms, self._stay_ms)
 
     def companies(self, model: str, now_ms: float, kept: Collection[str]) -> list[str]:
         """Return engines, none of ``kept``, whose urgent requests one more should join, the fullest first; none where
-        throughput work has engines enough.
+        throughput work has engines enough. A request that takes any model joins others only if one is served.
         """
-        side = self._sides.get(model) if model else next(iter(self._sides.values()), None)
+        if not model and len(self._sides) == 1:
+            model = next(iter(self._sides))
+        side = self._sides.get(model)
         if side is None or not side.companies:
             return []
-        wanted = math.ceil(max(side.demand, self._peak(side, now_ms)) - NEGLIGIBLE)
-        if not wanted or len(side.engines) - len(side.urgent) > wanted:
+        wanted = math.ceil(max(side.demand, side.peak(now_ms, self._stay_ms)) - NEGLIGIBLE)
+        if not wanted or len(side.busy) - len(side.urgent) > wanted:
             return []
         return [name for _, name in side.companies.first(NUM_COMPANIES + len(kept)) if name not in kept]
-
-    def _set_busy(self, side: _Side, engine_id: str, busy: float, now_ms: float) -> None:
-        side.demand += busy - side.busy.get(engine_id, 0.0)
-        side.busy[engine_id] = busy
-        self._raise(side, side.demand, now_ms)
-
-    def _peak(self, side: _Side, now_ms: float) -> float:
-        if not self._stay_ms:
-            return side.peak
-        return side.peak * math.exp(min(0.0, side.peak_at_ms - now_ms) / self._stay_ms)
-
-    def _raise(self, side: _Side, demand: float, now_ms: float) -> None:
-        peak = self._peak(side, now_ms)
-        side.peak, side.peak_at_ms = max(peak, demand), now_ms
