@@ -10,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.apps.bench import REAL
 from benchmarks.apps.experiments import EXPERIMENTS
+from benchmarks.apps.parallel import run_all
 from benchmarks.apps.plan import Book, Order, orders
 from benchmarks.apps.rows import Row, merge, with_ratios
-from benchmarks.apps.systems import PAGES, REFERENCE_LATENCY, SHARED_ATTENTION, SYSTEMS
+from benchmarks.apps.systems import PAGES, REFERENCE_BASELINES, REFERENCE_LATENCY, SHARED_ATTENTION, SYSTEMS
 
 RESULTS = Path(__file__).parents[1] / "results" / "apps.json"
-NOT_REAL = (PAGES.label, REFERENCE_LATENCY.label, SHARED_ATTENTION)
+NOT_REAL = (PAGES.label, REFERENCE_LATENCY.label, *(system.label for system in REFERENCE_BASELINES), SHARED_ATTENTION)
 """The CPU's kernel has no way to read a shared prefix once for each request, and its engine counts sequences."""
 
 
@@ -39,24 +41,20 @@ def main() -> None:
 
 
 def run_simulated_orders(chosen: list[Order], args: argparse.Namespace) -> None:
-    from benchmarks.apps.simulated import run_simulated
-
     book = Book(chosen, "simulated", {"date": time.strftime("%Y-%m-%d")}, args.timelines)
-    for order in chosen:
-        began_s = time.perf_counter()
-        result = run_simulated(order.experiment, _values(order, args), order.system, order.repeat)
-        _say(order, result.outcome.seconds, time.perf_counter() - began_s)
+    for order, result, took_s in run_all([(order, _values(order, args)) for order in chosen], args.jobs):
+        _say(order, result.outcome.seconds, took_s)
         _keep(book.record(order, result), args)
 
 
 def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
-    from benchmarks.apps.real import SCALE, Machine, description
+    from benchmarks.apps.real import Machine, description
 
     about = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": description(),
         "model": f"{args.model} {args.dtype}",
-        "scale": f"1/{SCALE.tokens} of every length, 1/{SCALE.work} of the documents and users",
+        "scale": f"1/{REAL.tokens} of every length, 1/{REAL.work} of the documents and users",
         "network": args.network,
     }
 
@@ -112,14 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--simulated", action="store_true", help="only in virtual time, at full scale")
     parser.add_argument("--quick", action="store_true", help="one repeat of one point an experiment, made smaller")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--systems", nargs="+", default=[], choices=[*SYSTEMS], help="only these, and ours")
+    parser.add_argument(
+        "--systems", nargs="+", default=[], choices=[*SYSTEMS], metavar="SYSTEM", help="only these, and ours"
+    )
     parser.add_argument("--points", nargs="+", default=[], help="only these, by their labels")
     parser.add_argument("--out", type=Path, help=f"merge the rows into this file, such as {RESULTS.name}")
     parser.add_argument("--timelines", type=Path, metavar="FOLDER", help="write each call's life in first repeats")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=int, default=cores, help="processes that simulate at once; default: the cores")
     real = parser.add_argument_group("real runs")
     real.add_argument("--model", default="s", help="of the engine benchmark")
     real.add_argument("--dtype", default="bf16")
-    real.add_argument("--num-threads", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
+    real.add_argument("--num-threads", type=int, default=max(1, cores - 1))
     real.add_argument("--network", type=float, default=1.0, help="0: the client is beside the service")
     return parser
 

@@ -34,6 +34,12 @@ class Scale:
         return max(1, number // self.work)
 
 
+FULL = Scale()
+"""As the reference ran it: in simulation."""
+REAL = Scale(tokens=4, work=4, engines=1, rate=2.0)
+"""On this machine's CPU."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bench:
     """One run's surroundings."""
@@ -85,7 +91,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A workload of the reference.
+    """A workload.
 
     ``profile`` and ``num_engines`` are the simulated engines; ``shape`` is a typical request, which a latency-centric
     capacity is computed for. ``features`` are switched off in turn, at the points that are quick and say nothing else;
@@ -101,6 +107,10 @@ class Experiment:
     points: Sequence[Point]
     run: Callable[..., Awaitable[Outcome]]
     quick_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_blocks: int = 0
+    """Of KV memory on each simulated engine; 0: what the profile has."""
+    reference_tokens: int = 0
+    """What the reference's baseline held its engine to (VLLM_CAPACITY of its artifact); 0: it has none here."""
 
 
 async def timed(runs: Sequence[Awaitable[Ran]]) -> list[Ran]:

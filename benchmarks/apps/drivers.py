@@ -20,6 +20,8 @@ from benchmarks.apps.application import Application, Function, Handle
 from parrot_mq.store.records import RequestRecord
 
 MIN_ROUND_TRIP_S, MAX_ROUND_TRIP_S, MEDIAN_ROUND_TRIP_S = 0.218, 0.345, 0.238
+MEAN_ROUND_TRIP_S = 0.25
+"""Of the draws, see ``Network``."""
 GET_TIMEOUT_S = 36_000.0
 Key: TypeAlias = tuple[str, int]
 """Name of an application, and number of a call within it: the same for everybody."""

@@ -13,9 +13,9 @@ from matplotlib import pyplot
 from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.reference import NORMALISED_BOUND_MS
 from benchmarks.apps.rows import Row
-from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_LATENCY
+from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_BASELINES, REFERENCE_LATENCY
 
-SYSTEMS = [OURS, *(system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES))]
+SYSTEMS = [OURS, *(system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES, *REFERENCE_BASELINES))]
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:

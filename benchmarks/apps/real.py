@@ -1,6 +1,6 @@
 """Runs on this machine: SDK, a Redis, a scheduler process and an engine worker process for each system, taking turns.
 
-One engine computes the engine benchmark's small model, every length divided by ``SCALE.tokens``. A latency-centric
+One engine computes the engine benchmark's small model, every length divided by ``REAL.tokens``. A latency-centric
 engine runs as many sequences at once as it does in simulation, where the time per token can be seen to be bounded.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import parrot_mq as P
-from benchmarks.apps.bench import Bench, Experiment, Result, Scale
+from benchmarks.apps.bench import REAL, Bench, Experiment, Result
 from benchmarks.apps.drivers import ClientSide, Network, WholeGraph
 from benchmarks.apps.systems import SWITCHES, System, latency_seqs
 from benchmarks.apps.texts import TokenizerTexts
@@ -28,7 +28,6 @@ from parrot_mq.store.server import RedisServer
 from parrot_workers.simulation.profiles import load_profile
 
 TENANT = "bench"
-SCALE = Scale(tokens=4, work=4, engines=1, rate=2.0)
 MAX_NUM_SEQS = 64
 KV_GIB = 2
 READY_TIMEOUT_S = 300.0
@@ -70,7 +69,7 @@ class Machine:
         async with client.session(tenant=f"{TENANT}-{next(_numbers)}") as session:
             make = ClientSide if system.client_side else WholeGraph
             driver = make(client, session, Network(seed, self._network))
-            bench = Bench(driver, TokenizerTexts(self._folder, seed), SCALE, seed)
+            bench = Bench(driver, TokenizerTexts(self._folder, seed), REAL, seed)
             outcome = await experiment.run(bench, **values)
             traces = await driver.requests()
             await session.delete()

@@ -8,42 +8,40 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from benchmarks.apps.aims import aims_table, fit_table, is_missed, mixed_aims, reach_table
 from benchmarks.apps.experiments import EXPERIMENTS
 from benchmarks.apps.reasons import REASONS
-from benchmarks.apps.reference import (
-    AIMS,
-    CHAT_LOSS,
-    CHAT_RATIOS,
-    MAP_REDUCE_LOSS,
-    NORMALISED_BOUND_MS,
-    RATE_RATIOS,
-    SECONDS,
-    STRONGEST,
-    Aim,
-)
+from benchmarks.apps.reference import AIMS, NORMALISED_BOUND_MS, RATE_RATIOS
 from benchmarks.apps.rows import Row, read, with_ratios
-from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_LATENCY
+from benchmarks.apps.systems import BASELINES, OURS, PAGES, REFERENCE_BASELINES, REFERENCE_LATENCY
+from benchmarks.apps.tables import Found, by_key, folded, header, line, seconds
 
 RESULTS = Path(__file__).parents[1] / "results"
-COLUMNS = [system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES)]
+COLUMNS = [system.name for system in (REFERENCE_LATENCY, *BASELINES, PAGES, *REFERENCE_BASELINES)]
 HEAD = """# Applications, end to end
 
 Written by `python -m benchmarks.apps.report` from [apps.json](apps.json); what is measured, and how, is in
 [the benchmarks' README](../README.md#applications-make-bench-apps). Seconds are medians over the repeats, ± half their
 spread; "x" is how many times as long as ours a system took.
 """
-Found = dict[tuple[str, str, str, str, str], Row]
+
+
+FIT_HEAD = """The shapes that the reference ran, on its own baseline as simulated: its engine of then, its bound, a
+round trip for each call. Seconds by its artifact, of the same articles.
+"""
 
 
 def markdown(rows: Sequence[Row], folder: Path = RESULTS) -> str:
     """Return the whole report; ``folder`` is where it will lie, with timelines in a folder of that name."""
-    found = _by_key(rows)
-    parts = [HEAD, "## Aims\n", _aims(found)]
+    rows = [row for row in rows if row["point"] in {point.label for point in EXPERIMENTS[row["experiment"]].points}]
+    found = by_key(rows)
+    parts = [HEAD, "## Aims\n", aims_table(found), "## What can be reached\n", reach_table(found)]
+    parts += ["## How near the simulated reference is\n", FIT_HEAD, fit_table(found)]
     for mode in ("simulated", "real"):
         for name in EXPERIMENTS:
             mine = [row for row in rows if row["experiment"] == name and row["mode"] == mode]
             if mine:
-                parts += [f"## {name}, {mode}\n", _about(mine), _seconds(name, mode, mine), _reason(found, name, mode)]
+                parts += [f"## {name}, {mode}\n", _about(mine), _seconds(name, mine), _reason(found, name, mode)]
                 parts += [
                     text
                     for text in (
@@ -57,10 +55,6 @@ def markdown(rows: Sequence[Row], folder: Path = RESULTS) -> str:
     return "\n".join(parts)
 
 
-def _by_key(rows: Iterable[Row]) -> Found:
-    return {(r["experiment"], r["point"], r["mode"], r["system"], r["feature_off"]): r for r in rows}
-
-
 def _about(rows: Sequence[Row]) -> str:
     first = rows[0]
     repeats = " to ".join(str(number) for number in sorted({row["repeats"] for row in rows}))
@@ -70,43 +64,43 @@ def _about(rows: Sequence[Row]) -> str:
     return ", ".join(said) + ".\n"
 
 
-def _seconds(name: str, mode: str, rows: Sequence[Row]) -> str:
+def _seconds(name: str, rows: Sequence[Row]) -> str:
     systems = [system for system in COLUMNS if any(row["system"] == system for row in rows)]
-    lines = _header(["point", "parrot_mq", *systems, *(["reference's own"] if mode == "simulated" else [])])
+    lines = header(["point", "parrot_mq", *systems])
     for point in _points(name, rows):
         cells = {(r["system"]): r for r in rows if r["point"] == point and not r["feature_off"]}
-        if OURS not in cells:
-            continue
-        line = [point, f"**{_value(cells[OURS])}**"]
-        line += [f"{_value(cells[s])} ({cells[s]['ratio_to_ours']:.2f} x)" if s in cells else "-" for s in systems]
-        if mode == "simulated":
-            line.append(f"{SECONDS[name, point]:g} s" if (name, point) in SECONDS else "-")
-        lines.append(_line(line))
+        if OURS in cells:
+            others = [
+                f"{seconds(cells[s])} ({cells[s]['ratio_to_ours']:.2f} x)" if s in cells else "-" for s in systems
+            ]
+            lines.append(line([point, f"**{seconds(cells[OURS])}**", *others]))
     return "\n".join(lines) + "\n"
 
 
 def _reason(found: Found, name: str, mode: str) -> str:
     """Return why an aim is missed, if one is and it is known."""
-    missed = any(
-        value is not None and value < aim.ratio
-        for aim in AIMS
-        if (aim.experiment, aim.mode) == (name, mode)
-        for value in (_fastest(found, aim, systems) for systems in (aim.named, STRONGEST))
-    )
-    is_mixed = name == "mixed" and any("**no**" in line for line in _mixed_aims(found) if f", {mode}:" in line)
+    missed = any(is_missed(found, aim) for aim in AIMS if (aim.experiment, aim.mode) == (name, mode))
+    is_mixed = name == "mixed" and any("**no**" in text for text in mixed_aims(found) if f", {mode}:" in text)
     reason = REASONS.get((name, mode), "")
     return f"*Where an aim is missed:* {reason}\n" if reason and (missed or is_mixed) else ""
 
 
+EXTRAS = {
+    "gpts": ("normalised_ms",),
+    "copilot": ("wall_s",),
+    "mixed": ("chat_normalised_ms", "chat_tpot_ms", "map_reduce_wall_s", "map_reduce_tokens_per_s"),
+    **dict.fromkeys(("chain-background", "retention", "task-groups"), ("background_s",)),
+}
+"""What stands beside the seconds of an experiment."""
+
+
 def _extras(name: str, rows: Sequence[Row]) -> str:
-    extras = {"gpts": ("normalised_ms",), "copilot": ("wall_s",), "chain-background": ("background_s",)}.get(name, ())
-    if name == "mixed":
-        extras = ("chat_normalised_ms", "chat_tpot_ms", "map_reduce_wall_s", "map_reduce_tokens_per_s")
-    lines = _header(["point", "system", *extras])
+    extras = EXTRAS.get(name, ())
+    lines = header(["point", "system", *extras])
     for row in rows:
         if extras and any(extra in row for extra in extras) and not row["feature_off"]:
-            lines.append(_line([row["point"], row["system"], *(str(row.get(extra, "-")) for extra in extras)]))
-    text = "\n".join(lines) + "\n" if len(lines) > 2 else ""
+            lines.append(line([row["point"], row["system"], *(str(row.get(extra, "-")) for extra in extras)]))
+    text = folded(", ".join(extras), "\n".join(lines) + "\n") if len(lines) > 2 else ""
     return text + (_rates(rows) if name == "gpts" else _earlier(rows) if name == "concurrent-chains" else "")
 
 
@@ -138,12 +132,12 @@ def _rates(rows: Sequence[Row]) -> str:
         curves[row["system"], row["feature_off"]].append(row)
     own = rate_within(curves.get((OURS, ""), []))
     lines = [f"\nRequests/s within {NORMALISED_BOUND_MS:g} ms for each output token:\n"]
-    lines += _header(["system", "requests/s", "ours x", "reference's x"])
+    lines += header(["system", "requests/s", "ours x", "reference's x"])
     for key, curve in curves.items():
         if len(curve) > 1:
             rate = rate_within(curve)
             ratio = f"{_at_least(own)}{own / rate:.2f}" if rate and not _at_least(rate) else "-"
-            lines.append(_line([_label(*key), f"{_at_least(rate)}{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
+            lines.append(line([_label(*key), f"{_at_least(rate)}{rate:.2f}", ratio, str(RATE_RATIOS.get(key, "-"))]))
     return "\n".join(lines) + "\n"
 
 
@@ -156,65 +150,17 @@ def _earlier(rows: Sequence[Row]) -> str:
                     pairs = list(zip(row["applications_s"], other["applications_s"], strict=True))
                     earlier = sum(ours < theirs for ours, theirs in pairs)
                     lines.append(f"- {row['point']}, {other['system']}: {earlier} of {len(pairs)}")
-    return "\nApplications that finish earlier than with a baseline:\n\n" + "\n".join(lines) + "\n" if lines else ""
+    return folded("Applications that finish earlier than with a baseline", "\n".join(lines) + "\n") if lines else ""
 
 
 def _ablations(rows: Sequence[Row]) -> str:
-    lines = _header(["point", "off", "seconds", "slower by", "same outputs"])
+    lines = header(["point", "off", "seconds", "slower by", "same outputs"])
     for row in rows:
         if row["feature_off"]:
             loss = f"{row['ratio_to_ours'] - 1:+.1%}" if row["ratio_to_ours"] else "-"
             same = "-" if row["same_outputs"] is None else f"{row['same_outputs']:.1%}"
-            lines.append(_line([row["point"], row["feature_off"], _value(row), loss, same]))
+            lines.append(line([row["point"], row["feature_off"], seconds(row), loss, same]))
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
-
-
-def aims(found: Found) -> list[tuple[str, float, str, float | None, float | None]]:
-    """Return (what, aimed ratio, its baseline, ratio to that, ratio to the stronger cached one); None: not measured."""
-    lines = []
-    for aim in AIMS:
-        fastest = [_fastest(found, aim, systems) for systems in (aim.named, STRONGEST)]
-        lines.append((f"{aim.experiment}, {aim.point}, {aim.mode}", aim.ratio, " or ".join(aim.named), *fastest))
-    return lines
-
-
-def _fastest(found: Found, aim: Aim, systems: Sequence[str]) -> float | None:
-    rows = [found.get((aim.experiment, aim.point, aim.mode, system, "")) for system in systems]
-    return min((row["ratio_to_ours"] for row in rows if row and row["ratio_to_ours"]), default=None)
-
-
-def _aims(found: Found) -> str:
-    lines = _header(["what", "aim", "against", "ratio", "holds", "against the stronger with prefix caching", "holds"])
-    for what, ratio, named, seen, strongest in aims(found):
-        cells = [what, f"{ratio:g}", named]
-        for value in (seen, strongest):
-            cells += ["-", "not measured"] if value is None else [f"{value:.2f}", "yes" if value >= ratio else "**no**"]
-        lines.append(_line(cells))
-    return "\n".join([*lines, "", *_mixed_aims(found)]) + "\n"
-
-
-def _mixed_aims(found: Found) -> list[str]:
-    lines = []
-    for mode in ("simulated", "real"):
-        both, chats, work = (
-            found.get(("mixed", point, mode, OURS, "")) for point in ("both", "chats alone", "map-reduce alone")
-        )
-        if both and chats and work:
-            slower = both["chat_tpot_ms"] / chats["chat_tpot_ms"] - 1
-            less = 1 - both["map_reduce_tokens_per_s"] / work["map_reduce_tokens_per_s"]
-            lines += [
-                f"- mixed, {mode}: chats take {slower:+.1%} a token beside map-reduces (aim: at most "
-                f"{CHAT_LOSS:+.0%}): " + ("yes" if slower <= CHAT_LOSS else "**no**"),
-                f"- mixed, {mode}: map-reduces lose {less:.1%} of their tokens/s beside chats (aim: at most "
-                f"{MAP_REDUCE_LOSS:.0%}): " + ("yes" if less <= MAP_REDUCE_LOSS else "**no**"),
-            ]
-        for name, system, aim in CHAT_RATIOS:
-            other = found.get(("mixed", "both", mode, system, ""))
-            if both and other:
-                ratio = other[name] / both[name]
-                holds = "yes" if ratio >= aim else "**no**"
-                lines.append(f"- mixed, {mode}: {system}'s {name} is {ratio:.2f} x ours (aim: {aim:g}): {holds}")
-    return lines
 
 
 def _points(name: str, rows: Sequence[Row]) -> list[str]:
@@ -222,20 +168,8 @@ def _points(name: str, rows: Sequence[Row]) -> list[str]:
     return [point.label for point in EXPERIMENTS[name].points if point.label in measured]
 
 
-def _value(row: Row) -> str:
-    return f"{row['seconds_median']:.2f} s ± {row['spread'] / 2:.0%}"
-
-
 def _label(system: str, feature_off: str) -> str:
     return f"{system} without {feature_off}" if feature_off else system
-
-
-def _header(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _timelines(name: str, mode: str, folder: Path) -> str:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.apps.bench import Bench, Experiment, Result, Scale
+from benchmarks.apps.bench import FULL, Bench, Experiment, Result, Scale
 from benchmarks.apps.drivers import ClientSide, Network, WholeGraph
-from benchmarks.apps.systems import System, latency_seqs
+from benchmarks.apps.systems import REFERENCE_BATCH_TOKENS, REFERENCE_PROFILES, System, latency_seqs
 from benchmarks.apps.texts import SimulatedTexts
+from parrot_mq.messages import CostModel
 from parrot_mq.settings import StoreSettings
 from parrot_workers.simulation import EngineSetup, World, simulate
 from parrot_workers.simulation.profiles import load_profile
@@ -19,22 +20,32 @@ STORE = StoreSettings(tombstone_ttl_s=1e6, session_ttl_s=1e6, max_value_bytes=64
 """What is finished stays until its trace is read."""
 
 
-FULL = Scale()
-
-
 def engines_of(experiment: Experiment, system: System, scale: Scale) -> EngineSetup:
-    """Return the engines that a system runs on: the experiment's, with what the system does without left out."""
-    profile, shape = load_profile(experiment.profile), experiment.shape
-    seqs = latency_seqs(profile.cost, shape, prefix_caching=system.prefix_caching)
-    bound = system.max_running_tokens or round(seqs * (shape.prompt_tokens + shape.output_tokens))
+    """Return the engines that a system runs on: the experiment's, with what the system does without left out.
+
+    Raises KeyError for the reference's baseline where it had none.
+    """
+    name = REFERENCE_PROFILES[experiment.profile] if system.is_reference else experiment.profile
+    profile = load_profile(name)
     if not system.shared_attention:
         profile = dataclasses.replace(profile, cost=dataclasses.replace(profile.cost, shared_saving=0.0))
-    return EngineSetup(
+    if experiment.num_blocks:
+        profile = dataclasses.replace(profile, num_blocks=experiment.num_blocks)
+    setup = EngineSetup(
         profile,
         count=scale.engines or experiment.num_engines,
         prefix_caching=system.prefix_caching,
-        max_running_tokens=bound if system.latency_centric else 0,
+        max_running_tokens=_bound_tokens(experiment, system, profile.cost) if system.latency_centric else 0,
     )
+    return dataclasses.replace(setup, max_num_batched_tokens=REFERENCE_BATCH_TOKENS) if system.is_reference else setup
+
+
+def _bound_tokens(experiment: Experiment, system: System, cost: CostModel) -> int:
+    if system.is_reference:
+        return experiment.reference_tokens
+    shape = experiment.shape
+    seqs = latency_seqs(cost, shape, prefix_caching=system.prefix_caching)
+    return system.max_running_tokens or round(seqs * (shape.prompt_tokens + shape.output_tokens))
 
 
 def run_simulated(

@@ -17,6 +17,9 @@ SWITCHES = tuple(field.name for field in dataclasses.fields(SchedulerSettings) i
 """The scheduler's features, each of which can be off."""
 PREFIX_CACHING, SHARED_ATTENTION = "prefix_caching", "shared_attention"
 ENGINE_FEATURES = (PREFIX_CACHING, SHARED_ATTENTION)
+PREFILL_AHEAD = "eager_prefill+streamed_prefill"
+"""Both off: each alone computes nearly all that the other would."""
+ABLATIONS = (*SWITCHES, *ENGINE_FEATURES, PREFILL_AHEAD)
 LATENCY_TPOT_MS = 40.0
 """What a latency-centric engine keeps the time per token under (Parrot, OSDI'24, section 8.2)."""
 
@@ -27,8 +30,8 @@ class System:
 
     ``max_running_tokens``, if it is not 0, is what a latency-centric engine runs at once in place of the cost model's
     bound. ``prefix_caching``: engines keep and share computed prefixes; ``shared_attention``: attention reads a shared
-    prefix once, not once for each request. ``feature_off``: what is off of ours, of the scheduler's switches or the
-    engine's.
+    prefix once, not once for each request. ``feature_off``: one of ``ABLATIONS``, what is off of ours.
+    ``is_reference``: it runs on the engine that the reference compared itself with, not on ours.
     """
 
     name: str
@@ -38,11 +41,12 @@ class System:
     shared_attention: bool = True
     feature_off: str = ""
     max_running_tokens: int = 0
+    is_reference: bool = False
 
     @property
     def scheduler(self) -> SchedulerSettings:
         """The switches it runs with: for a baseline all are off."""
-        off = SWITCHES if self.client_side else tuple(name for name in SWITCHES if name == self.feature_off)
+        off = SWITCHES if self.client_side else set(self.feature_off.split("+")).intersection(SWITCHES)
         return SchedulerSettings(**dict.fromkeys(off, False))
 
     @property
@@ -52,8 +56,8 @@ class System:
 
 def ours(feature_off: str = "") -> System:
     """Return this system, whole or with one feature off."""
-    if feature_off and feature_off not in (*SWITCHES, *ENGINE_FEATURES):
-        raise ValueError(f"{feature_off!r} is no feature; there are {', '.join((*SWITCHES, *ENGINE_FEATURES))}")
+    if feature_off and feature_off not in ABLATIONS:
+        raise ValueError(f"{feature_off!r} is no feature; there are {', '.join(ABLATIONS)}")
     return System(
         OURS,
         client_side=False,
@@ -74,9 +78,23 @@ PAGES = System("throughput+pages", prefix_caching=True, shared_attention=False)
 REFERENCE_LATENCY = System("latency-6144", latency_centric=True, max_running_tokens=6144)
 """A latency-centric engine as the reference defined it: 6144 tokens at once, which kept its TPOT under about 40 ms
 (13B, A100), without sharing. Its runs had limits of 4096 to 7096."""
+REFERENCE_BASELINES = (
+    System("reference", latency_centric=True, shared_attention=False, is_reference=True),
+    System("reference-throughput", shared_attention=False, is_reference=True),
+)
+"""What the reference's ratios were measured against: clients of the vLLM of 2023, which takes more for each sequence of
+a step, has no kernel for shared prefixes and no cache of them, and prefills and decodes in turns. Held to
+``Experiment.reference_tokens``, or to its memory alone."""
+REFERENCE_PROFILES = {"a100-13b": "a100-13b-vllm"}
+"""That engine in place of ours."""
+REFERENCE_BATCH_TOKENS = 8000
+"""Tokens of prompts that it prefills at once (--max-num-batched-tokens of the artifact)."""
 SYSTEMS = {
     system.label: system
-    for system in (ours(), *BASELINES, PAGES, REFERENCE_LATENCY, *map(ours, (*SWITCHES, *ENGINE_FEATURES)))
+    for system in (
+        *(ours(), *BASELINES, PAGES, REFERENCE_LATENCY, *REFERENCE_BASELINES),
+        *map(ours, ABLATIONS),
+    )
 }
 
 

@@ -22,18 +22,24 @@ class PrefixHint:
     (which a request sees raw). By reference, so that it stays small: the control stream keeps thousands.
 
     ``follow`` (of a hint to compute) is the variable that stands right behind those segments and is being generated:
-    its tokens are computed too, as they come. It has no transform: what is generated is what will be read.
+    its tokens are computed too, as they come. It has no transform: what is generated is what will be read. Only then
+    ``end`` may be 0: the prompt begins with that variable.
     """
 
     key: Annotated[str, pydantic.Field(min_length=1, max_length=200)]
     tenant: Annotated[str, pydantic.Field(min_length=1)]
     function: Annotated[str, pydantic.Field(min_length=1)]
     """Digest of the template."""
-    end: Annotated[int, pydantic.Field(ge=1)]
+    end: Annotated[int, pydantic.Field(ge=0)]
     bindings: dict[str, Binding] = pydantic.Field(default_factory=dict)
     share_prefixes: bool = False
     retain_s: Annotated[float, pydantic.Field(ge=0, le=MAX_RETAIN_S, allow_inf_nan=False)] = 0.0
     follow: Annotated[str, pydantic.Field(max_length=200)] = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a hint about nothing."""
+        if not self.end and (self.retain_s or not self.follow):
+            raise ValueError("a hint without a segment can only be to follow a variable")
 
     def to_json(self) -> str:
         """Return the hint as one line of JSON, defaults left out."""

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from parrot_mq.messages import RequestState
+from parrot_mq.scheduler.beginnings import Beginnings
 from parrot_mq.scheduler.graph import Graph
+from parrot_mq.scheduler.hints import RETRY_MS, Order
 from parrot_mq.scheduler.nodes import RequestNode, VariableNode
-from parrot_mq.scheduler.policy import EngineLoad, Template
+from parrot_mq.scheduler.plans import Plans
+from parrot_mq.scheduler.policy import Fleet, Template
 from parrot_mq.scheduler.policy import ahead as rules
-from parrot_mq.scheduler.policy.prefix import MAX_BOUNDARIES, Step, tokens_of, walk
-from parrot_mq.scheduler.prefixes import Order, Prefix, Waiting
+from parrot_mq.scheduler.policy.prefix import tokens_of
+from parrot_mq.scheduler.prefixes import Waiting
 from parrot_mq.scheduler.shelves import Shelves
 from parrot_mq.scheduler.templates import Templates
-from parrot_mq.scheduler.whereabouts import Whereabouts
 from parrot_mq.settings import SchedulerSettings
 
-MAX_COMPARED = 64
-"""Engines looked at for a request whose own ones are crowded."""
+MAX_RETRIED = 16
+"""Requests without an engine to plan them for that are looked at again each ``RETRY_MS``, and whenever one finds some.
+"""
 
 
 class Ahead:
@@ -41,7 +44,7 @@ class Ahead:
         self,
         settings: SchedulerSettings,
         graph: Graph,
-        engines: Mapping[str, EngineLoad],
+        engines: Fleet,
         templates: Templates,
         duration_ms: Callable[[RequestNode], float],
     ) -> None:
@@ -52,13 +55,16 @@ class Ahead:
         self._graph = graph
         self._engines = engines
         self._templates = templates
+        self._beginnings = Beginnings(graph, engines)
+        self._plans = Plans(engines)
         self._shelves = Shelves(
-            graph, engines, templates, duration_ms, self._look_at, self._wake, retains=settings.retain_prefixes
+            graph, engines, templates, self._plans, duration_ms, self._look_at, self._wake, retains=self._retains
         )
         self._waits: dict[str, Waiting] = {}
-        self._prefixes: dict[str, Prefix] = {}
-        self._where = Whereabouts()
         self._dirty: dict[str, RequestNode] = {}
+        self._unplaced: dict[str, RequestNode] = {}
+        """Those whose prompt could be computed ahead if there were an engine for it."""
+        self._now_ms = self._retry_ms = 0.0
 
     @property
     def orders(self) -> deque[Order]:
@@ -73,7 +79,7 @@ class Ahead:
     def check(self) -> None:
         """Raise AssertionError if the books are wrong."""
         self._shelves.check(self._waits.values())
-        members = {(key, node_id) for key, prefix in self._prefixes.items() for node_id in prefix.members}
+        members = {(prefix.key, node_id) for prefix in self._beginnings for node_id in prefix.members}
         assert members == {(prefix.key, node_id) for node_id, wait in self._waits.items() for prefix in wait.prefixes}
         for wait in self._waits.values():
             assert wait.num_missing == sum(not variable.flows for variable in wait.node.inputs)
@@ -122,6 +128,7 @@ class Ahead:
         wait = self._waits.get(node.id)
         if wait is not None:
             self._shelves.read(wait)
+            self._unplaced.pop(node.id, None)
 
     def undispatched(self, node: RequestNode) -> None:
         """A request was given back, or failed and will be tried again."""
@@ -137,20 +144,22 @@ class Ahead:
         """A request is done, dead or cancelled, and out of the graph: it has read what it ever will."""
         if not self._is_on:
             return
-        self._dirty.pop(node.id, None)
+        for nodes in (self._dirty, self._unplaced):
+            nodes.pop(node.id, None)
         self._flow(node.output)
         wait = self._waits.pop(node.id, None)
         if wait is None:
             return
         self._shelves.unfollow(wait)
-        self._shelves.unplan(node)
+        self._plans.unplan(node)
         self._shelves.unanchor(wait)
-        for prefix in wait.prefixes:
-            self._leave(prefix, node)
+        self._beginnings.leave(wait)
         self._shelves.no_longer_deferred(wait)
 
     def engine_gone(self, engine_id: str) -> None:
         """An engine is no more, with all that hints had put there."""
+        self._beginnings.forget(engine_id)
+        self._plans.gone(engine_id)
         self._shelves.gone(engine_id)
 
     # Looking at requests ----------------------------------------------------------------------------------------------
@@ -158,9 +167,13 @@ class Ahead:
     def settle(self, now_ms: float, limit: int) -> bool:
         """Look at up to ``limit`` requests, and renew what runs out; True: there is more to look at.
 
-        ``now_ms`` is of any monotonic clock, always the same one.
+        ``now_ms`` is on the clock of the decisions.
         """
+        self._now_ms = now_ms
         self._shelves.renew(now_ms)
+        if self._unplaced and now_ms >= self._retry_ms:
+            self._retry_ms = now_ms + RETRY_MS
+            self._look_at_unplaced()
         for _ in range(min(limit, len(self._dirty))):
             node = self._dirty.pop(next(iter(self._dirty)))
             if self._graph.requests.get(node.id) is node and not node.engine:
@@ -175,82 +188,49 @@ class Ahead:
             self.wake()
         self._dirty[node.id] = node
 
+    def _look_at_unplaced(self) -> None:
+        for node in itertools.islice(self._unplaced.values(), MAX_RETRIED):
+            self._look_at(node)
+
     def _settle(self, node: RequestNode) -> None:
         template = self._templates.get(node)
         if template is None:
             return  # it is on its way
         wait = self._waits.get(node.id) or self._begin(node)
-        self._extend(wait, template)
-        if self._computes_ahead(wait, template):
+        behind = self._beginnings.extend(wait, template)
+        if behind is not None:
+            self._is_at(rules.hint_key(behind.digest, node), wait.followed_on, node)
+        if self._computes_ahead(wait, template) or not self._retains:
             return
-        if self._retains and (found := self._resident(wait)) is not None:
-            prefix, load = found
-            if rules.is_worth(load, prefix.num_tokens):
-                self._shelves.anchor(wait, prefix, load)
+        found = self._beginnings.resident(wait)
+        if found is None:
+            return
+        prefix, holders = found
+        load = self._plans.one_of(holders, node)
+        if rules.is_worth(load, prefix.num_tokens):
+            self._shelves.anchor(wait, prefix, load)
 
     def _begin(self, node: RequestNode) -> Waiting:
         missing = sum(not variable.flows for variable in node.inputs)
         wait = self._waits[node.id] = Waiting(node, missing)
         return wait
 
-    def _extend(self, wait: Waiting, template: Template) -> None:
-        """Find out how far the prompt is known by now."""
-        node = wait.node
-        wait.blocker = None
-        if wait.is_closed:
-            return
-        for step in walk(template, node, wait.last):
-            wait.text_bytes += rules.text_bytes_at(template, node, step.end)
-            if rules.raw_at(template, node, step.end) or wait.text_bytes > rules.MAX_TEXT_BYTES:
-                wait.is_closed = True
-                return
-            if wait.followed is wait.last:
-                self._is_at(rules.hint_key(step.digest, node), wait.followed_on, node)
-            wait.last = step
-            if step.num_tokens >= rules.MIN_TOKENS:
-                self._join(wait, step)
-        if wait.last.end < min(node.prompt_end, len(template.segments)):
-            name = template.segments[wait.last.end].name
-            wait.blocker = self._graph.variables.get(node.bindings[name]["variable"])
-
-    def _join(self, wait: Waiting, step: Step) -> None:
-        key = rules.hint_key(step.digest, wait.node)
-        prefix = self._prefixes.get(key)
-        if prefix is None:
-            prefix = self._prefixes[key] = Prefix(key, step)
-        prefix.members[wait.node.id] = wait
-        wait.prefixes.append(prefix)
-        if len(wait.prefixes) > MAX_BOUNDARIES:
-            middle = -2 if wait.prefixes[-2] is not wait.anchor else -3
-            self._leave(wait.prefixes.pop(middle), wait.node)
-
-    def _leave(self, prefix: Prefix, node: RequestNode) -> None:
-        prefix.members.pop(node.id, None)
-        if not prefix.members:
-            self._prefixes.pop(prefix.key, None)
-
-    def _resident(self, wait: Waiting) -> tuple[Prefix, EngineLoad] | None:
-        """Return the longest beginning that an engine has, and that engine."""
-        for prefix in reversed(wait.prefixes):
-            load = self._engines.get(prefix.engine or self._where.get(prefix.key))
-            if load is not None and rules.serves(load, wait.node):
-                return prefix, load
-        return None
-
     # Computing ahead --------------------------------------------------------------------------------------------------
 
     def _computes_ahead(self, wait: Waiting, template: Template) -> bool:
         """Have the known beginning computed and the input behind it followed, if that is worth it and there is room."""
         node, blocker, last = wait.node, wait.blocker, wait.last
-        if node.state is not RequestState.WAITING or blocker is None or wait.num_missing or not last.end:
+        was_unplaced = self._unplaced.pop(node.id, None) is not None
+        if node.state is not RequestState.WAITING or blocker is None or wait.num_missing:
             return False
-        found = self._resident(wait)
-        producer = blocker.producer
-        others = itertools.islice(self._engines.values(), MAX_COMPARED)
-        load = rules.choose(node, self._preferred(wait, found), others, self._shelves.num_planned)
+        load = self._plans.choose(node, self._reasons(wait), self._now_ms)
         if load is None:
+            self._unplaced[node.id] = node
             return False
-        cached = found[0].num_tokens if found is not None and found[1] is load else 0
+        if was_unplaced:
+            self._look_at_unplaced()
+        producer = blocker.producer
+        cached = self._beginnings.cached_tokens(wait, load.id)
         num_new, num_followed = last.num_tokens - cached, 0
         if self._streamed and producer is not None and rules.streams(node, blocker):
             runs_on = self._engines.get(producer.engine)
@@ -259,30 +239,31 @@ class Ahead:
         prefix = wait.prefixes[-1] if wait.prefixes else None
         follows = num_followed > 0 and rules.is_worth(load, num_new + num_followed, cached)
         if not follows:
+            if prefix is not None and load.id in prefix.replicas:  # others have seen to it
+                self._shelves.anchor(wait, prefix, load)
+                return True
             if not self._eager or prefix is None or not rules.is_worth(load, num_new, cached):
                 return False
-            if prefix.engine not in ("", load.id):
-                return False  # others keep it elsewhere: one copy is enough to be made unasked
         key = f"{rules.hint_key(last.digest, node)}:{blocker.id}" if follows or prefix is None else prefix.key
         if not self._shelves.reserve(wait, load, key, num_new + (num_followed if follows else 0)):
             return False
-        if prefix is not None and prefix.engine in ("", load.id):
-            prefix.is_due = not follows and cached < prefix.num_tokens
-            self._shelves.anchor(wait, prefix, load)
+        if prefix is not None:
+            self._shelves.anchor(wait, prefix, load, is_due=not follows and cached < prefix.num_tokens)
         if follows:
             self._shelves.follow(wait, template, key, load, blocker)
         return True
 
-    def _preferred(self, wait: Waiting, found: tuple[Prefix, EngineLoad] | None) -> Iterable[EngineLoad]:
+    def _reasons(self, wait: Waiting) -> Iterable[str]:
+        """Return the engines that a request would go to for a reason, the best one first."""
         node, blocker = wait.node, wait.blocker
-        producer = blocker.producer if blocker is not None else None
-        names = (
-            node.planned_engine,
-            found[1].id if found is not None else "",
-            node.group.engine if node.group is not None else "",
-            producer.engine if producer is not None else "",
-        )
-        return [self._engines[name] for name in dict.fromkeys(names) if name in self._engines]
+        yield node.planned_engine
+        found = self._beginnings.resident(wait)
+        if found is not None:
+            yield from (load.id for load in found[1])
+        if node.group is not None:
+            yield node.group.engine
+        if blocker is not None and blocker.producer is not None:
+            yield blocker.producer.engine
 
     # Small books ------------------------------------------------------------------------------------------------------
 
@@ -300,11 +281,20 @@ class Ahead:
                     self._look_at(consumer)
 
     def _is_at(self, key: str, engine_id: str, reader: RequestNode) -> None:
-        """Note that an engine has a prefix because of ``reader``; if nobody had it, others who begin so look again."""
-        is_new = self._where.get(key) not in self._engines
-        self._where.note(key, engine_id)
-        prefix = self._prefixes.get(key) if self._retains and is_new else None
-        if prefix is not None and not prefix.engine:
+        """Note that an engine has a prefix because of ``reader``; if that is news, others who begin so look again.
+
+        All of them if nobody had it; else those for whom there is no slot where they are planned, as many as have one
+        here.
+        """
+        prefix = self._beginnings.note(key, engine_id)
+        if prefix is None or not self._retains:
+            return
+        if not prefix.replicas:
             for wait in prefix.members.values():
                 if wait.node is not reader:
                     self._look_at(wait.node)
+        slots = -self._plans.num_over(engine_id)
+        for replica in prefix.replicas.values() if slots > 0 else ():
+            num_over = min(slots, max(0, self._plans.num_over(replica.engine)))
+            for wait in itertools.islice(reversed(replica.waiting.values()), num_over):
+                self._look_at(wait.node)

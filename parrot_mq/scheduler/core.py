@@ -14,45 +14,32 @@ from typing import Any
 from parrot_mq.messages import EngineRecord, FunctionRecord, LengthHistogram, Objective, ObjectiveKind, RequestState
 from parrot_mq.scheduler.ahead import Ahead
 from parrot_mq.scheduler.equals import Equals
+from parrot_mq.scheduler.estimates import Estimates
 from parrot_mq.scheduler.fold import fold
 from parrot_mq.scheduler.graph import Graph
 from parrot_mq.scheduler.holds import Holds
 from parrot_mq.scheduler.lanes import Lanes
 from parrot_mq.scheduler.models import Models
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
-from parrot_mq.scheduler.policy import (
-    EngineLoad,
-    Fleet,
-    OutputLengths,
-    Plan,
-    ReadyQueue,
-    boundaries,
-    decide,
-    deduce,
-    order_key_ms,
-    prompt_tokens,
-    upstream,
-)
-from parrot_mq.scheduler.templates import TemplateKey, Templates
+from parrot_mq.scheduler.objectives import Objectives
+from parrot_mq.scheduler.policy import EngineLoad, Fleet, Plan, ReadyQueue, decide, order_key_ms
+from parrot_mq.scheduler.templates import TemplateKey
 from parrot_mq.settings import SchedulerSettings
 from parrot_mq.store.records import Lane
 from parrot_mq.store.scheduler import IntakeEntry
-
-NOMINAL_STEP_MS = 10.0
-"""A decode step where no engine has reported one: for expected durations along a critical path."""
 
 
 class Core:
     """The state of one term of leadership. Everything in it can be rebuilt from Redis (see ``recovery``)."""
 
     def __init__(self, settings: SchedulerSettings) -> None:
-        self._settings = settings
         self.graph = Graph()
         self.ready = ReadyQueue()
         self.engines = Fleet(settings.queue_depth_steps, affinity=settings.prefix_affinity)
         self.equals = Equals(self.ready, self.engines, is_on=settings.single_flight)
-        self.templates = Templates()
-        self.lengths = OutputLengths()
+        self._estimates = Estimates()
+        self.templates, self.lengths = self._estimates.templates, self._estimates.lengths
+        self._objectives = Objectives(settings, self.graph, self._estimates.duration_ms)
         self.holds = Holds(settings.batch_hold_ms / 1000)
         self.models = Models(settings.model_grace_s)
         self.lanes = Lanes(settings.lane_credits)
@@ -62,8 +49,7 @@ class Core:
         """Dispatched requests whose objective became stricter, for the shell to tell their engines."""
         self.groups_siblings = settings.sibling_admission
         """Whether engines are told which requests to admit together."""
-        self._step_ms = NOMINAL_STEP_MS
-        self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self.duration_ms)
+        self.ahead = Ahead(settings, self.graph, self.engines, self.templates, self._estimates.duration_ms)
 
     # News from the intake ---------------------------------------------------------------------------------------------
 
@@ -74,8 +60,8 @@ class Core:
         node = self.graph.add(spec, arrival, rev, state)
         if node is None:
             return None
-        self._expect(node)
-        self.templates.get(node)  # looked up from now on: its lengths count along the critical path while it waits
+        self._estimates.expect(node)
+        self.templates.submitted(node)  # looked up from now on: while it waits, its lengths count on critical paths
         self.equals.submitted(node, spec)
         if node.model and self.models.asked(node, now_s):
             self.doomed.append(node)
@@ -83,7 +69,7 @@ class Core:
         before = [v.producer.before_ms + self.duration_ms(v.producer) for v in node.inputs if v.producer is not None]
         node.before_ms = max(before, default=0.0)
         if node.output.consumers:  # its output was made, and read by requests, before it was submitted
-            self._inherit(node)
+            self._changed(self._objectives.inherit(node))
         return node
 
     def fold(self, entry: IntakeEntry, now_s: float) -> None:
@@ -138,32 +124,7 @@ class Core:
 
     def want(self, variable_id: str, objective: Objective) -> None:
         """A reader stated an objective for a variable."""
-        variable = self.graph.variables.get(variable_id)
-        if variable is None:
-            return
-        if variable.objective is None or objective.strictness > variable.objective.strictness:
-            variable.objective = objective
-        if variable.producer is not None:
-            self._deduce(variable.producer, objective)
-
-    def _deduce(self, node: RequestNode, objective: Objective, remaining_ms: float = 0.0, stated_for: str = "") -> None:
-        changed = deduce(
-            node,
-            objective,
-            self.duration_ms,
-            remaining_ms=remaining_ms,
-            stated_for=stated_for,
-            through=self._settings.deduce_objectives,
-            groups=self._settings.task_groups,
-        )
-        self._changed(changed)
-
-    def _inherit(self, node: RequestNode) -> None:
-        for consumer in node.output.consumers.values() if self._settings.deduce_objectives else ():
-            if consumer.objective is not None:
-                its_ms = self.duration_ms(consumer)
-                wanted, remaining_ms = upstream(consumer.objective, its_ms), its_ms + consumer.remaining_ms
-                self._deduce(node, wanted, remaining_ms, consumer.objective_of)
+        self._changed(self._objectives.want(variable_id, objective))
 
     def _changed(self, nodes: list[RequestNode]) -> None:
         for node in nodes:
@@ -190,18 +151,8 @@ class Core:
         self.equals.put(node)
 
     def _describe(self, node: RequestNode) -> None:
-        self._measure(node)
+        self._estimates.measure(node)
         self.equals.describe(node)
-
-    def _measure(self, node: RequestNode) -> None:
-        template = self.templates.get(node)
-        self._expect(node)
-        node.prompt_tokens = prompt_tokens(template, node)
-        if template is not None:
-            node.prefix = tuple(boundaries(template, node))
-
-    def _expect(self, node: RequestNode) -> None:
-        node.output_tokens, node.high_output_tokens = self.lengths.expected(node), self.lengths.high(node)
 
     def learn_function(
         self, key: TemplateKey, record: FunctionRecord | None, lengths: Mapping[int, LengthHistogram]
@@ -220,16 +171,16 @@ class Core:
                     self._describe(node)
                     self._put(node)
             elif (load := self.engines.get(node.engine)) is not None:  # by a lane, or faster than the look-up
-                self._measure(node)
+                self._estimates.measure(node)
                 if load.discharge(node.id):
                     load.charge(node, now_s * 1000)
             else:
-                self._expect(node)
+                self._estimates.expect(node)
         self.ahead.described(nodes)
 
     def duration_ms(self, node: RequestNode) -> float:
         """Return how long a request is expected to run, in milliseconds."""
-        return self._step_ms * node.output_tokens
+        return self._estimates.duration_ms(node)
 
     # Decisions --------------------------------------------------------------------------------------------------------
 
@@ -267,6 +218,9 @@ class Core:
         if engine_id:
             self.equals.charge(node, self.engines.load_of(engine_id), 0.0)
             self.ahead.dispatched(node)
+            if node.objective is not None:  # whoever dispatched it may not have come to tell the engine
+                node.told = node.objective.kind
+                self.upgraded.append(node)
 
     def took_lane(self, node: RequestNode, rev: int, engine_id: str, fence: str, now_s: float) -> None:
         """A script dispatched a request by a lane. Old news is ignored."""
@@ -277,11 +231,13 @@ class Core:
         self._undispatch(node)
         if node not in self.equals:
             self._describe(node)
-        self.ready.take(node)
-        self.equals.discard(node)
+            self._put(node)
         node.state, node.engine, node.fence = RequestState.QUEUED, engine_id, fence
         node.told = ObjectiveKind.LATENCY if node.output.objective is None else node.output.objective.kind
-        self.equals.charge(node, self.engines.load_of(engine_id), now_s * 1000)
+        if self.equals.charge(node, self.engines.load_of(engine_id), now_s * 1000):
+            self.ready.take(node)
+        else:  # an equal one runs there: neither the engine nor the tenant is charged for this one
+            self.ready.discard(node)
         self.ahead.dispatched(node)
         if node.objective is not None:
             self._changed([node])
@@ -311,12 +267,7 @@ class Core:
         for record in records.values():
             if record is not None:
                 self.models.registered(record.model)
-        steps = [
-            load.record.cost.decode_step_ms(load.record.max_num_seqs, 0)
-            for load in self.engines.values()
-            if load.record is not None
-        ]
-        self._step_ms = min(steps, default=NOMINAL_STEP_MS)
+        self._estimates.take_pace(self.engines.values())
 
     def dead_engines(self) -> list[EngineLoad]:
         """Return the engines without a heartbeat."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from parrot_mq.errors import Overloaded
 from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.hints import Order, OrderKind
 from parrot_mq.scheduler.policy.lengths import Lengths
-from parrot_mq.scheduler.prefixes import Order, OrderKind
 from parrot_mq.scheduler.signals import Bell
 from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.scheduler import SchedulerStore

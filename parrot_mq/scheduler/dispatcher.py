@@ -86,6 +86,8 @@ class Dispatcher:
     def _correct(self, node: RequestNode, record: RequestRecord | None) -> None:
         if record is None or record.state.finished:
             self._core.finish(node)
+        elif record.rev < node.rev:
+            pass  # news of the intake was faster than this answer
         elif record.state is RequestState.READY:
             log.info("engine %s is gone or has no queue: request %s is queued again", node.engine, node.id)
             self._core.put_back(node, engine_gone=True)

@@ -88,10 +88,15 @@ class Equals:
         placements = (*plan.placements, *together.placements)
         return dataclasses.replace(plan, placements=placements, more=plan.more or together.more)
 
-    def charge(self, node: RequestNode, load: EngineLoad, now_ms: float) -> None:
-        """A request turned out to be on an engine."""
-        if self.flights.depart(node, load.id):
+    def charge(self, node: RequestNode, load: EngineLoad, now_ms: float) -> bool:
+        """A request turned out to be on an engine; False if nobody is charged for it, since an equal one runs there.
+
+        It waits here no more; that it may stand in the ready queue is for the caller to end.
+        """
+        is_charged = self.flights.depart(node, load.id)
+        if is_charged:
             load.charge(node, now_ms)
+        return is_charged
 
     def discharge(self, node: RequestNode) -> None:
         """A request is on its engine no more; if it was charged for others, one of them is from now on."""

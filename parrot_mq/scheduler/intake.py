@@ -100,7 +100,7 @@ class Intake:
             self.num_entries += len(entries)
         if len(self._core.holds):
             self._core.release_held(now_s)
-        if len(self._core.ready):
+        if not self._core.equals.is_idle:
             await self._dispatcher.dispatch()
         self._ring()
 

@@ -3,65 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 
-from parrot_mq.messages import PrefixHint
 from parrot_mq.scheduler.nodes import RequestNode, VariableNode
-from parrot_mq.scheduler.policy import Retention
 from parrot_mq.scheduler.policy.prefix import START, Step
-
-
-class OrderKind(enum.StrEnum):
-    """What an engine is told to do with a prefix."""
-
-    PREFILL = "prefill"
-    """Compute it, and then what it follows; keep it if the hint says so."""
-    RETAIN = "retain"
-    RELEASE = "release"
-    """Keep it no longer, and stop computing it."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Order:
-    """A message to an engine, sent by a partition of the store. ``hint`` is None for RELEASE."""
-
-    kind: OrderKind
-    engine: str
-    partition: int
-    key: str
-    hint: PrefixHint | None = None
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Prefix:
-    """The beginning of one or more prompts. ``engine`` is where it is, or is being computed, while anybody needs it.
+    """The beginning of one or more prompts.
 
-    ``members`` are all requests known to begin so; ``num_waiting`` and ``num_reading`` count those that have their
-    longest cached beginning here, before and after their dispatch.
+    ``members`` are all requests known to begin so. ``replicas``, by engine, is where it is needed: on as many engines
+    as requests with it are planned for.
     """
 
     key: str
     step: Step
     members: dict[str, Waiting] = dataclasses.field(default_factory=dict)
-    engine: str = ""
+    replicas: dict[str, Replica] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Estimated length."""
+        return self.step.num_tokens
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Replica:
+    """A prefix on one engine, where it is, or is being computed, for the requests in ``waiting`` and ``reading``: those
+    whose longest cached beginning it is, before and after their dispatch to the engine.
+    """
+
+    prefix: Prefix
+    engine: str
     partition: int = 0
     """Of the store that sent the newest hint."""
-    num_waiting: int = 0
-    num_reading: int = 0
+    waiting: dict[str, Waiting] = dataclasses.field(default_factory=dict)
+    reading: dict[str, Waiting] = dataclasses.field(default_factory=dict)
     next_use_ms: float = 0.0
     is_due: bool = False
     """It is yet to be computed: the hint says so."""
     is_kept: bool = False
     """A hint to keep it is out."""
     renew_ms: float = 0.0
-    """When that hint is to be given again."""
+    """When a hint is to be given again; 0 never."""
     is_unread: bool = False
     """It was computed ahead, and nobody has read it yet."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Estimated length."""
-        return self.step.num_tokens
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -92,8 +78,7 @@ class Waiting:
     is_closed: bool = False
     """What comes next cannot be said in a hint."""
     prefixes: list[Prefix] = dataclasses.field(default_factory=list)
-    anchor: Prefix | None = None
-    is_reading: bool = False
+    anchor: Replica | None = None
     follow: Follow | None = None
     followed: Step | None = None
     """The boundary behind which the last input that was followed came."""
@@ -101,38 +86,7 @@ class Waiting:
     deferred_on: str = ""
     """The engine that had no room for what would be computed ahead."""
 
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Shelf:
-    """What hints have put on one engine."""
-
-    retention: Retention = dataclasses.field(default_factory=Retention)
-    prefixes: dict[str, Prefix] = dataclasses.field(default_factory=dict)
-    follows: dict[str, Follow] = dataclasses.field(default_factory=dict)
-    ahead: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Tokens computed ahead and not read yet, by hint."""
-    num_ahead_tokens: int = 0
-    num_planned: int = 0
-    """Requests that wait and are planned for it."""
-    deferred: dict[str, RequestNode] = dataclasses.field(default_factory=dict)
-    """Those for which there was no room."""
-
-    def check(self) -> None:
-        """Raise AssertionError if the books do not agree with each other."""
-        assert self.num_ahead_tokens == sum(self.ahead.values())
-        assert self.ahead.keys() <= self.prefixes.keys() | self.follows.keys()
-        assert self.retention.num_tokens <= self.retention.budget_tokens
-        for key, prefix in self.prefixes.items():
-            assert prefix.num_waiting + prefix.num_reading, f"nobody needs {key}"
-
-    def charge(self, key: str, num_tokens: int) -> None:
-        """Count tokens as computed ahead."""
-        self.discharge(key)
-        self.ahead[key] = num_tokens
-        self.num_ahead_tokens += num_tokens
-
-    def discharge(self, key: str) -> bool:
-        """Take them off; False if there were none."""
-        num_tokens = self.ahead.pop(key, None)
-        self.num_ahead_tokens -= num_tokens or 0
-        return num_tokens is not None
+    @property
+    def is_reading(self) -> bool:
+        """Whether it was dispatched to where its anchor is."""
+        return self.anchor is not None and self.node.id in self.anchor.reading

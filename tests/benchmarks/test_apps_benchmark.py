@@ -16,13 +16,14 @@ from benchmarks.apps.application import Application, Function, Handle
 from benchmarks.apps.bench import Bench, Experiment, Outcome, Point, Result, Scale
 from benchmarks.apps.drivers import MAX_ROUND_TRIP_S, MIN_ROUND_TRIP_S, Network, Ran, RequestTrace
 from benchmarks.apps.experiments import EXPERIMENTS
+from benchmarks.apps.experiments.as_run import CHAIN_CALLS, CONCURRENT_CALLS
 from benchmarks.apps.experiments.multi_agent import CODES, REVIEWS, REVISIONS
 from benchmarks.apps.plan import Book, orders
 from benchmarks.apps.plots import draw
-from benchmarks.apps.reference import AIMS
+from benchmarks.apps.reference import AIMS, PUBLISHED
 from benchmarks.apps.report import markdown, rate_within
 from benchmarks.apps.rows import Row, merge, read, row_of, with_ratios
-from benchmarks.apps.systems import BASELINES, SWITCHES, SYSTEMS, latency_seqs, ours
+from benchmarks.apps.systems import BASELINES, PREFILL_AHEAD, SWITCHES, SYSTEMS, latency_seqs, ours
 from benchmarks.apps.texts import SimulatedTexts
 from parrot_mq.messages import CostModel, RequestShape
 from parrot_workers.sim.content import count_tokens
@@ -82,6 +83,33 @@ class TestShapes:
     async def test_a_summary_may_come_first(self) -> None:
         recorder = await record("chain", chunk=1024, out=50, documents=[3], chunk_first=False)
         assert isinstance(recorder.made[5].inputs[0], int)
+
+    async def test_as_run_chunks_are_more_and_shorter(self) -> None:
+        recorder = await record("chain", chunk=1024, out=50, documents=[3], as_run=True)
+        assert len(recorder.made) == 46
+        assert {made.prompt_tokens(recorder.made) for made in recorder.made[1:]} == {36 + 28 + 31 + 474 + 50}
+        assert sum(CHAIN_CALLS) / len(CHAIN_CALLS) == pytest.approx(65.8, abs=0.1)
+        concurrent = await record("concurrent-chains", count=2, as_run=True)
+        assert len(concurrent.made) == sum(CONCURRENT_CALLS[:2])
+
+    async def test_as_run_users_in_the_background_differ_in_their_last_token(self) -> None:
+        recorder = await record("chain-background", rate=1000.0, documents=[3], as_run=True)
+        users = [made for made in recorder.made if made.function.name == "background"]
+        assert len({made.function for made in users}) == 1
+        assert {count_tokens(str(made.inputs[0])) for made in users} == {1}
+        assert {made.prompt_tokens(recorder.made) for made in users} == {512}
+
+    @pytest.mark.parametrize(("files", "printed"), [(4, (17339, 21096, 24388)), (8, (33654, 42237, 47938))])
+    async def test_as_run_agents_have_the_tokens_that_the_artifact_prints(
+        self, files: int, printed: tuple[int, int, int]
+    ) -> None:
+        """For each stage, of prompts and outputs together."""
+        recorder = await record("multi-agent", files=files, as_run=True)
+        sums: Counter[str] = Counter()
+        for made in recorder.made:
+            sums[made.function.name] += made.prompt_tokens(recorder.made) + made.function.num_output
+        for name, rounds, tokens in zip(("coder", "reviewer", "reviser"), (1, 4, 4), printed, strict=True):
+            assert sums[name] / rounds == pytest.approx(tokens, rel=0.01)
 
     async def test_half_the_chunk_is_twice_the_calls(self) -> None:
         whole, half = [await record("chain", chunk=chunk, out=50, documents=[0, 4]) for chunk in (1024, 512)]
@@ -163,10 +191,10 @@ class TestSystems:
         for system in BASELINES:
             assert not any(getattr(system.scheduler, name) for name in SWITCHES)
 
-    def test_ours_has_one_off_at_most(self) -> None:
+    def test_of_ours_that_is_off_which_is_named(self) -> None:
         assert all(getattr(ours().scheduler, name) for name in SWITCHES)
-        for name in SWITCHES:
-            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == [name]
+        for name in (*SWITCHES, PREFILL_AHEAD):
+            assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == name.split("+")
 
     def test_a_feature_has_a_name_that_exists(self) -> None:
         with pytest.raises(ValueError, match="is no feature"):
@@ -265,18 +293,18 @@ class TestReport:
     def test_it_says_which_aims_hold(self) -> None:
         rows = with_ratios(
             [
-                _row("chain", "out=25", "parrot_mq", 10.0),
-                _row("chain", "out=25", "latency-6144", 14.0),
-                _row("chain", "out=25", "latency+cache", 13.0),
-                _row("chain", "out=25", "throughput+cache", 12.0),
-                _row("chain", "out=25", "parrot_mq", 11.0, feature_off="eager_prefill"),
+                _row("chain", "out=25", "parrot_mq", 20.0),
+                _row("chain", "out=25", "latency-6144", 28.0),
+                _row("chain", "out=25", "latency+cache", 26.0),
+                _row("chain", "out=25", "throughput+cache", 24.0),
+                _row("chain", "out=25", "parrot_mq", 22.0, feature_off="eager_prefill"),
             ]
         )
         text = markdown(rows)
-        assert "| chain, out=25, simulated | 1.38 | latency-6144 | 1.40 | yes | 1.20 | **no** |" in text
-        assert "| out=25 | eager_prefill | 11.00 s ± 1% | +10.0% | 100.0% |" in text
-        assert "| out=25 | **10.00 s ± 1%** |" in text
-        assert "| chain, out=50, simulated | 1.21 | latency-6144 | - | not measured | - | not measured |" in text
+        assert "| chain, out=25, simulated | 1.38 | latency-6144 | 1.40 yes | 1.20 **no** | - | - |" in text
+        assert "| out=25 | eager_prefill | 22.00 s ± 1% | +10.0% | 100.0% |" in text
+        assert "| out=25 | **20.00 s ± 1%** |" in text
+        assert "| chain, out=50, simulated | 1.21 | latency-6144 | not measured | not measured | - | - |" in text
 
     def test_every_experiment_has_its_plot(self, tmp_path: Path) -> None:
         numbers = ("normalised_ms", "chat_tpot_ms", "map_reduce_tokens_per_s")
@@ -301,8 +329,12 @@ class TestReport:
         assert rate_within(rows, 10.0) == 0.0
 
     def test_aims_are_about_points_that_there_are(self) -> None:
-        for aim in AIMS:
-            assert aim.point in {point.label for point in EXPERIMENTS[aim.experiment].points}
+        for experiment, label in [*((aim.experiment, aim.point) for aim in AIMS), *PUBLISHED]:
+            assert label in {point.label for point in EXPERIMENTS[experiment].points}
+
+    def test_a_row_of_a_point_that_is_no_more_is_not_shown(self) -> None:
+        rows = [_row("chain", "out=50", "parrot_mq", 10.0), _row("chain", "out=51", "parrot_mq", 77.0)]
+        assert "77.00" not in markdown(with_ratios(rows))
 
 
 def _row(experiment: str, point: str, system: str, seconds: float, feature_off: str = "") -> Row:

@@ -10,6 +10,8 @@ import pytest
 from benchmarks.apps.bench import Result, Scale
 from benchmarks.apps.drivers import MAX_ROUND_TRIP_S, MIN_ROUND_TRIP_S
 from benchmarks.apps.experiments import EXPERIMENTS
+from benchmarks.apps.parallel import run_all
+from benchmarks.apps.plan import Order
 from benchmarks.apps.simulated import engines_of, run_simulated
 from benchmarks.apps.systems import BASELINES, PAGES, SYSTEMS, System, ours
 
@@ -23,6 +25,8 @@ VALUES: dict[str, dict[str, Any]] = {
     "gpts": {"rate": 4.0, "count": 32},
     "multi-agent": {"files": 4},
     "mixed": {"chats": 5, "applications": 1},
+    "retention": {"rate": 2.0, "applications": 1},
+    "task-groups": {"rate": 2.0, "applications": 2},
 }
 
 
@@ -40,7 +44,7 @@ def test_a_client_asks_for_the_same_and_gets_the_same(name: str) -> None:
     common = own.keys() & client.keys()
     assert len(common) >= 4
     assert {key: own[key] for key in common} == {key: client[key] for key in common}
-    if name != "chain-background":  # whose background goes on until the chain is done
+    if name not in ("chain-background", "retention", "task-groups"):  # whose background goes on until they are done
         assert own.keys() == client.keys()
 
 
@@ -66,6 +70,30 @@ def test_engines_are_what_a_system_has() -> None:
     whole = engines_of(experiment, ours(), Scale())
     assert whole.profile.cost.shared_saving > 0
     assert not engines_of(experiment, ours("prefix_caching"), Scale()).prefix_caching
+
+
+def test_the_reference_s_baseline_runs_on_its_own_engine() -> None:
+    experiment = EXPERIMENTS["multi-agent"]
+    bounded, free = (engines_of(experiment, SYSTEMS[name], Scale()) for name in ("reference", "reference-throughput"))
+    assert (bounded.max_running_tokens, free.max_running_tokens) == (7096, 0)
+    for setup in (bounded, free):
+        assert setup.profile.name == "a100-13b-vllm"
+        assert setup.profile.cost.shared_saving == setup.profile.cost.overlap == 0
+        assert not setup.prefix_caching
+    with pytest.raises(KeyError):
+        engines_of(EXPERIMENTS["gpts"], SYSTEMS["reference"], Scale())
+    for other in EXPERIMENTS.values():
+        assert ("reference" in other.baselines) is bool(other.reference_tokens)
+
+
+def test_several_processes_give_the_same_results() -> None:
+    experiment = EXPERIMENTS["chain"]
+    (point,) = (point for point in experiment.points if point.label == "out=25")
+    chosen = [Order(experiment, point, system, 0) for system in (ours(), SYSTEMS["throughput"])]
+    jobs = [(order, point.values | {"documents": [3]}) for order in chosen]
+    alone, together = ([(order, result) for order, result, _ in run_all(jobs, number)] for number in (1, 2))
+    assert alone == together
+    assert [order for order, _ in together] == chosen
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))

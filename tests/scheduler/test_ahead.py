@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,11 +11,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from parrot_mq.messages import CostModel, EngineRecord, FunctionRecord, RequestState, Segment, SegmentKind
+from parrot_mq.messages import (
+    CostModel,
+    EngineRecord,
+    EngineState,
+    FunctionRecord,
+    PrefixHint,
+    RequestState,
+    Segment,
+    SegmentKind,
+)
 from parrot_mq.scheduler.core import Core
+from parrot_mq.scheduler.hints import Order, OrderKind
 from parrot_mq.scheduler.nodes import Arrival, RequestNode
 from parrot_mq.scheduler.policy import ahead as rules
-from parrot_mq.scheduler.prefixes import Order, OrderKind
 from parrot_mq.settings import SchedulerSettings
 from tests.scheduler import support
 
@@ -140,6 +151,89 @@ def test_the_prefix_is_released_when_its_reader_is_done_and_not_before() -> None
     world.end(consumer)
     assert world.kinds() == [(RELEASE, "e1")]
     assert world.core.ahead.num_waiting == 0
+
+
+@pytest.mark.parametrize("settings", [EAGER, ONLY_EAGER], ids=["kept", "computed"])
+def test_a_prefix_has_as_many_replicas_as_its_readers_need(settings: SchedulerSettings) -> None:
+    """Eight readers, and two slots an engine: four engines have it, and each lets it go with its last reader."""
+    world = World(*(engine(f"e{n}", slots=2) for n in range(6)), settings=settings)
+    world.template("first", SHORT)
+    world.template("second", LONG, "x")
+    producer = world.add("a", "first")
+    readers = [world.add(f"b{n}", "second", {"x": "a"}) for n in range(8)]
+    world.dispatch()
+    orders = world.orders()
+    assert [order.kind for order in orders] == [PREFILL] * 4
+    assert len({order.key for order in orders}) == 1
+    homes = {order.engine for order in orders}
+    assert len(homes) == 4
+    assert Counter(reader.planned_engine for reader in readers) == dict.fromkeys(homes, 2)
+    world.end(producer)
+    assert set(world.dispatch().values()) == homes
+    given_back = readers[:3]
+    for reader in readers[3:]:
+        world.end(reader)
+    still = {reader.engine for reader in given_back}
+    released = [engine_id for kind, engine_id in world.kinds() if kind is RELEASE]
+    if settings.retain_prefixes:
+        assert sorted(released) == sorted(homes - still)
+    for reader in given_back:
+        world.end(reader)
+    world.orders()
+    assert world.core.ahead.num_waiting == 0
+
+
+def test_readers_for_whom_there_is_no_slot_count_on_the_next_engine_that_has_their_prefix() -> None:
+    world = World(engine("e1", slots=2), engine("e2", slots=2), settings=ONLY_RETAIN)
+    world.template("first", SHORT)
+    world.template("second", LONG, "x", "y")
+    slow = world.add("slow", "first")
+    assert world.dispatch() == {"slow": "e1"}
+    readers = [world.add(f"b{n}", "second", {"x": "slow", "y": "never"}) for n in range(4)]
+
+    def somebody_reads(name: str, engine_id: str) -> None:
+        node = world.add(name, "second", {"x": world.value("given"), "y": "given"})
+        world.core.adopt(node, engine_id, "fence")
+        world.core.finish(node)
+
+    world.core.graph.variable("0-v-given")
+    somebody_reads("early", "e1")
+    assert world.kinds() == [(RETAIN, "e1")]
+    assert {reader.planned_engine for reader in readers} == {"e1"}
+    somebody_reads("later", "e2")
+    assert world.kinds() == [(RETAIN, "e2")]
+    assert Counter(reader.planned_engine for reader in readers) == {"e1": 2, "e2": 2}
+    for reader in readers:
+        world.core.finish(reader)
+    assert sorted(world.kinds()) == [(RELEASE, "e1"), (RELEASE, "e2")]
+    world.core.finish(slow)
+
+
+def test_of_many_engines_any_may_be_planned_for() -> None:
+    """A hundred engines, all but the last two of which take nothing."""
+    leaving = [dataclasses.replace(engine(f"e{n:02}", slots=1), state=EngineState.DRAINING) for n in range(98)]
+    world = World(*leaving, engine("e98", slots=1), engine("e99", slots=1), settings=EAGER)
+    world.template("first", SHORT)
+    world.template("second", LONG, "x")
+    world.add("a", "first")
+    readers = [world.add(f"b{n}", "second", {"x": "a"}) for n in range(2)]
+    assert len(world.dispatch()) == 1
+    world.orders()
+    assert {reader.planned_engine for reader in readers} == {"e98", "e99"}
+
+
+def test_an_engine_that_comes_later_is_planned_for() -> None:
+    world = World(engine("e1", model="other"), settings=ONLY_EAGER)
+    world.template("first", SHORT)
+    world.template("second", LONG, "x")
+    world.add("a", "first", model="other")
+    readers = [world.add(f"b{n}", "second", {"x": "a"}, model="stub") for n in range(40)]
+    world.dispatch()
+    assert world.orders() == []
+    world.core.update_engines(world.records | {"e2": engine("e2", slots=40)})
+    world.now_ms += 1000
+    assert world.kinds() == [(PREFILL, "e2")]
+    assert {reader.planned_engine for reader in readers} == {"e2"}
 
 
 @pytest.mark.parametrize("size", [SHORT, 4 * (rules.MIN_TOKENS - 1)])
@@ -289,6 +383,32 @@ def test_a_short_beginning_before_a_long_input_is_followed_as_well() -> None:
     [order] = world.orders()
     assert order.hint is not None
     assert (order.kind, order.hint.end, order.hint.follow, order.hint.retain_s) == (PREFILL, 1, "0-v-a", 0.0)
+
+
+def test_an_input_that_a_prompt_begins_with_is_followed() -> None:
+    world = World(settings=ALL)
+    world.template("first", SHORT)
+    world.template("second", "x", LONG)
+    producer = world.add("a", "first", sampling={"max_tokens": 500})
+    consumer = world.add("b", "second", {"x": "a"})
+    world.dispatch()
+    [order] = world.orders()
+    assert order.hint is not None
+    assert (order.kind, order.hint.end, order.hint.bindings, order.hint.follow) == (PREFILL, 0, {}, "0-v-a")
+    assert PrefixHint.from_json(order.hint.to_json()) == order.hint
+    world.value("a", 4 * 500)
+    assert (consumer.planned_engine, consumer.planned_tokens) == ("e1", 500)
+    world.end(producer)
+    assert world.kinds() == [(RETAIN, "e1")]  # what was followed is there, and is kept until it is read
+    assert world.dispatch() == {"b": "e1"}
+    world.end(consumer)
+    assert world.kinds() == [(RELEASE, "e1")]
+
+
+@pytest.mark.parametrize("fields", [{}, {"follow": "0-v-a", "retain_s": 1.0}])
+def test_a_hint_about_no_segment_is_one_to_follow_or_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="without a segment"):
+        PrefixHint("key", "acme", "f", 0, **fields)
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,17 @@ def test_a_request_that_ended_meanwhile_is_left_alone() -> None:
     look_up(core, node)
     assert core.engines["e0"].num_outstanding == 0
     assert len(core.ready) == 0
+
+
+def test_a_function_that_does_not_exist_is_looked_up_once_for_what_is_there() -> None:
+    core = core_with()
+    node = add(core, "a")
+    (key,) = core.templates.missing()
+    core.describe(core.learn_function(key, None, {}), 0.0)
+    assert node in core.ready
+    assert not core.templates.has_missing
+    core.put_back(node, engine_gone=False)
+    assert not core.templates.has_missing
+    other = add(core, "b")  # somebody submits it after all: by then it is there
+    look_up(core, other)
+    assert other.prompt_tokens == 500

@@ -13,9 +13,9 @@ from parrot_mq.messages import RequestState
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.dispatcher import MAX_BATCH, Dispatcher
 from parrot_mq.scheduler.fold import fold
-from parrot_mq.store import EngineStore, Store
+from parrot_mq.store import EngineStore, Reader, Store
 from parrot_mq.store.engine import deregister, register
-from parrot_mq.store.records import DispatchItem
+from parrot_mq.store.records import DispatchItem, RequestRecord
 from parrot_mq.store.scheduler import SchedulerStore, new_epoch
 from tests.scheduler.support import App, core_with
 from tests.scheduler.support import engine as engine_record
@@ -119,6 +119,29 @@ async def test_a_request_in_its_back_off_is_not_dispatched(shell_store: Store, a
     await rig.read()
     await rig.dispatcher.dispatch()
     assert rig.core.graph.requests[request].fence
+
+
+async def test_news_that_is_newer_than_a_second_look_counts(
+    shell_store: Store, app: App, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refused is read again; while it is on the way, a lane sends the request to an engine."""
+    app.call([app.value("x")])
+    (request,) = await app.submit()
+    await rig.read()
+    node = rig.core.graph.requests[request]
+    await deregister(shell_store, "e0")
+    inner = Reader.requests
+
+    async def requests(self: Reader, ids: Sequence[str]) -> list[RequestRecord | None]:
+        found = await inner(self, ids)
+        rig.core.took_lane(node, node.rev + 5, "e1", "7.x", 0.0)
+        return found
+
+    monkeypatch.setattr(Reader, "requests", requests)
+    await rig.dispatcher.dispatch()
+    assert (node.state, node.engine, node.fence) == (RequestState.QUEUED, "e1", "7.x")
+    assert rig.core.engines["e1"].outstanding == [request]
+    assert node not in rig.core.ready
 
 
 async def test_without_memory_dispatch_pauses(app: App, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from parrot_mq.scheduler.policy import Reason, flight_digest, flights, plan_json
 from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.records import Lane
 from tests.scheduler.conftest import Start
-from tests.scheduler.support import QUICK, App, StubEngine, add, core_with, engine, placed, until
+from tests.scheduler.support import QUICK, WAIT_S, App, StubEngine, add, core_with, engine, placed, until
 
 ON = dataclasses.replace(QUICK, single_flight=True)
 
@@ -334,6 +334,23 @@ async def test_equal_calls_meet_on_one_engine(
         one.gate.set()
     for output in outputs:
         assert (await app.get(output)).value == "text"
+
+
+async def test_what_goes_along_goes_at_once(
+    app: App, engines: Callable[..., Awaitable[StubEngine]], running: Start
+) -> None:
+    """Not at the next poll of the engines, which is far away here."""
+    stub = await engines("e1", slots=1)
+    stub.gate.clear()
+    running(Scheduler(app.store, dataclasses.replace(ON, engine_poll_s=10 * WAIT_S)))
+    shared = app.value("text")
+    app.call([shared])
+    await app.submit()
+    await until(lambda: len(stub.plans) == 1)
+    app.call([shared])
+    await app.submit()
+    await until(lambda: len(stub.plans) == 2)
+    stub.gate.set()
 
 
 async def test_what_is_equal_and_on_a_dead_engine_runs_elsewhere(

@@ -119,6 +119,29 @@ def test_an_engine_is_told_what_the_lane_did_not_know() -> None:
     assert list(core.upgraded) == [node]
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["queued", "held"])
+def test_a_tenant_is_charged_once_for_equal_requests_that_went_by_a_lane(held: bool) -> None:
+    """Six equal ones of one tenant are less work than two different ones of another: it is served first."""
+    core = with_lanes(max_num_seqs=3, cost=CostModel(1.0, 1000.0, 0.0))
+
+    def by_lane(tenant: str, *requests: tuple[str, tuple[str, ...], str]) -> None:
+        apply(core, submitted(*requests, tenant=tenant, last="" if held else "1"))
+        items = " ".join(f"0-r-{name}:2:1.x" for name, *_ in requests)
+        apply(core, entry("dispatched", engine="e0", requests=items))
+        apply(core, *(done(name) for name, *_ in requests))
+        assert not core.graph.requests
+        core.holds.end("b")
+
+    by_lane("equal", *((f"a{n}", (), "ready") for n in range(6)))
+    by_lane("different", ("b0", ("one",), "ready"), ("b1", ("two",), "ready"))
+    for tenant in ("different", "equal"):
+        for n in range(3):
+            apply(core, submitted((f"{tenant}{n}", (f"{tenant}{n} text",), "ready"), tenant=tenant))
+    first = [p.request.tenant for p in core.decide(0.0).placements]
+    assert first[:2] == ["equal", "different"]
+    assert len(first) < 6
+
+
 async def test_a_chain_of_a_served_application_goes_by_lanes(
     shell_store: Store, app: App, engines: Callable[..., Awaitable[StubEngine]], running: Start
 ) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
+
 from parrot_mq.scheduler.models import MAX_UNKNOWN, Models
 from parrot_mq.scheduler.nodes import RequestNode
-from tests.scheduler.support import add, core_with
+from tests.scheduler.support import add, core_with, engine
 
 
 def asking(name: str, model: str) -> RequestNode:
@@ -59,3 +61,18 @@ def test_the_names_that_are_remembered_are_bounded() -> None:
         models.doomed(0.0)
         models.ended(node)
     assert len(models._unknown) <= MAX_UNKNOWN
+
+
+def test_nothing_is_left_of_requests_for_models_that_nobody_serves() -> None:
+    def num_nodes() -> int:
+        gc.collect()
+        return sum(type(thing) is RequestNode for thing in gc.get_objects())
+
+    before, core = num_nodes(), core_with(engine("e0"))
+    for n in range(100):
+        node = add(core, f"n{n}", model=f"M{n}")
+        core.describe(core.learn_function((node.partition, node.tenant, node.function), None, {}), 0.0)
+        core.decide(float(n))
+        core.finish(node)
+    del node
+    assert num_nodes() == before

@@ -12,12 +12,14 @@ import pytest
 
 from parrot_mq.errors import Overloaded, StoreError, StoreUnavailable
 from parrot_mq.keys import ENGINES, LEADER
-from parrot_mq.messages import LATENCY
+from parrot_mq.messages import LATENCY, THROUGHPUT
 from parrot_mq.scheduler import Scheduler, serve
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.fold import fold
 from parrot_mq.scheduler.recovery import recover
 from parrot_mq.store import Store, connect, encode_value
+from parrot_mq.store.engine import register
+from parrot_mq.store.records import DispatchItem
 from parrot_mq.store.scheduler import SchedulerStore, new_epoch, take_leadership
 from parrot_mq.store.server import RedisServer
 from tests.scheduler.conftest import Start
@@ -152,6 +154,51 @@ async def test_recovery_loads_the_whole_graph(shell_store: Store, app: App) -> N
     assert nodes[0].group is not None
     assert nodes[0].inputs[0].digest
     assert nodes[5].depth == 1
+
+
+@pytest.mark.parametrize("page", [1, 2, 4])
+async def test_a_task_group_is_whole_however_its_requests_are_read(
+    shell_store: Store, app: App, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr("parrot_mq.scheduler.recovery.PIPELINE", page)
+    store = SchedulerStore(shell_store.partitions[0], await new_epoch(shell_store))
+    await register(shell_store, engine("e0"))
+    reduce = app.call(maps := [app.call([app.value(f"text {n}")]) for n in range(6)])
+    requests = await app.submit()
+    await app.want(reduce, LATENCY)
+    await store.dispatch([DispatchItem(request, "e0") for request in requests[: len(maps)]], ["token"] * len(maps))
+    core = core_with(engine("e0"))
+
+    async def dispatch() -> None:
+        pass
+
+    await recover(core, shell_store.partitions[0], lambda: 0.0, dispatch, asyncio.Event())
+    assert core.engines["e0"].num_outstanding == 6
+    (group,) = {core.graph.requests[request].group for request in requests[:6]}
+    assert group is not None
+    assert group.size == 6
+
+
+async def test_an_engine_is_told_what_a_former_leader_may_not_have_come_to(shell_store: Store, app: App) -> None:
+    store = SchedulerStore(shell_store.partitions[0], await new_epoch(shell_store))
+    await register(shell_store, engine("e0"))
+    output = app.call([app.value("x")])
+    (request,) = await app.submit()
+    await app.want(output, THROUGHPUT)
+    await store.dispatch([DispatchItem(request, "e0", '{"objective":"throughput"}')], ["token"])
+    core = core_with(engine("e0"))
+
+    async def dispatch() -> None:
+        pass
+
+    await recover(core, shell_store.partitions[0], lambda: 0.0, dispatch, asyncio.Event())
+    node = core.graph.requests[request]
+    assert [(node.id, node.objective) for node in core.upgraded] == [(request, THROUGHPUT)]
+    core.upgraded.clear()
+    core.want(output, THROUGHPUT)
+    assert not core.upgraded
+    core.want(output, LATENCY)
+    assert list(core.upgraded) == [node]
 
 
 async def test_a_large_graph_starts_while_it_is_loaded(

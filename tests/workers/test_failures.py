@@ -66,7 +66,7 @@ async def test_an_idle_engine_whose_books_are_wrong_ends(
         async with working(open_real, lambda: engine, store=short) as worker:
             asked = await real_desk.ask("echo:one", dispatch_to=worker.engine_id)
             assert await real_desk.value(asked) == "one"
-            engine._running_tokens += 1
+            engine._batch._running_tokens += 1
             await asyncio.sleep(PATIENCE_S)
 
     with pytest.raises(ExceptionGroup) as raised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -84,11 +85,13 @@ def hint(variable: str, key: str = "k", **more: Any) -> PrefixHint:
     return PrefixHint(key, "acme", REVIEW.digest, 1, follow=variable, **more)
 
 
-async def pair(desk: Any, template: str = "Write a draft.", sampling: Any = LONG, **more: Any) -> tuple[Any, Any]:
+async def pair(
+    desk: Any, template: str = "Write a draft.", sampling: Any = LONG, reader: str = TEMPLATE, **more: Any
+) -> tuple[Any, Any]:
     """Submit a draft, and a review of it that waits for it."""
     draft = await desk.ask(template, sampling=sampling, **more)
     review = await desk.ask(
-        TEMPLATE,
+        reader,
         values={"draft": "unused"},
         bindings={"draft": Binding(variable=draft.output)},
         sampling={"max_tokens": 5},
@@ -142,6 +145,28 @@ def assert_grows_to(values: list[tuple[int, ...]], final: tuple[int, ...]) -> No
     for before, after in itertools.pairwise(values):
         assert final[: len(after)] == after
         assert len(after) - len(before) >= BLOCK or after == final
+
+
+async def test_a_value_that_a_prompt_begins_with_is_computed_as_it_comes(
+    desk: Any, open_store: Any, working: Any, hinted: Any, eventually: Any
+) -> None:
+    function = FunctionRecord("answer_it", (REVIEW.segments[1], REVIEW.segments[0], REVIEW.segments[2]))
+    engine = hinted()
+    async with working(open_store, lambda: engine) as worker:
+        draft, review = await pair(desk, reader="{{draft}}Review this text, please, and say what you think of it: ")
+        async with no_task_left(worker, eventually):
+            await desk.dispatch(draft, worker.engine_id)
+            await desk.until(draft, "running")
+            about = dataclasses.replace(hint(draft.output), function=function.digest, end=0)
+            await desk.scheduler.prefill(worker.engine_id, about)
+            await stepped(engine, lambda: len(engine.values()) >= 4, eventually)
+            engine.permit()
+            await desk.until(draft, "done")
+        _, cached = await ran(desk, worker, engine, review)
+    record = await desk.reader.variable(draft.output)
+    assert all(len(sequence.segments) == 1 for sequence in engine.prefilled)
+    assert_grows_to([(), *engine.values()], tuple(record.token_ids))
+    assert cached >= len(record.token_ids) - BLOCK
 
 
 async def test_the_value_of_a_request_that_runs_here_is_computed_as_it_comes(

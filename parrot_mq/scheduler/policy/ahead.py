@@ -91,17 +91,21 @@ def serves(load: EngineLoad | None, node: RequestNode) -> bool:
 
 
 def choose(
-    node: RequestNode, preferred: Iterable[EngineLoad], others: Iterable[EngineLoad], num_planned: Callable[[str], int]
+    node: RequestNode,
+    preferred: Iterable[EngineLoad],
+    others: Callable[[], Iterable[EngineLoad]],
+    num_planned: Callable[[str], int],
 ) -> EngineLoad | None:
     """Return the engine that ``node`` should be planned for; None if none serves it.
 
-    The first of ``preferred`` (where its prefix, its group, its producer is) that is not planned for as many requests
-    as run at once there; else the one of ``others`` with the fewest planned and outstanding; else the first preferred.
+    The first of ``preferred`` (where its prefix, its group, its producer is) that is not crowded: planned for as many
+    other requests as run at once there. Else the one of ``others`` with the fewest planned and outstanding, if that is
+    not crowded; else the first preferred. ``others`` are asked for only if they are needed.
     """
 
     def crowd(load: EngineLoad) -> int:
         assert load.record is not None
-        return num_planned(load.id) - load.record.max_num_seqs
+        return num_planned(load.id) - (node.planned_engine == load.id) - load.record.max_num_seqs
 
     first: EngineLoad | None = None
     for load in preferred:
@@ -110,7 +114,7 @@ def choose(
                 return load
             first = first or load
     best = min(
-        (load for load in others if serves(load, node)),
+        (load for load in others() if serves(load, node)),
         key=lambda load: (crowd(load) + load.num_outstanding, load.id),
         default=None,
     )

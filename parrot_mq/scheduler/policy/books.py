@@ -103,7 +103,8 @@ class Books:
 
 def is_urgent(node: RequestNode) -> bool:
     """Whether somebody waits for ``node`` in person: it has an objective, and that is not THROUGHPUT."""
-    return node.objective is not None and node.objective.kind is not ObjectiveKind.THROUGHPUT
+    objective = node.objective
+    return objective is not None and objective.kind is not ObjectiveKind.THROUGHPUT
 
 
 def is_patient(node: RequestNode) -> bool:

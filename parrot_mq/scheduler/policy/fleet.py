@@ -150,27 +150,35 @@ class Fleet(Mapping[str, EngineLoad]):
 
         They are the ``count`` best by rank, as many of those with promises to keep, some that hold its longest prefix,
         the engine of its task group and the one that it was planned for. Those held off for throughput work are among
-        them only for other work. Where the whole request fits nowhere, only those that hold a part of it are.
+        them only for other work. Where the whole request fits nowhere, only those that hold a part of it are; where it
+        fits nowhere even so, none.
         """
         self._refresh(now_ms)
-        names = self._ranked_best(node, now_ms, kept, count)
+        pool = self._pool(node.model, now_ms)
+        best = pool.headroom.first(1)
+        most = -best[0][0] if best else -math.inf
+        if most < node.prompt_tokens + node.output_tokens - self._most_cached(node):
+            return []
+        names = self._ranked_best(node, pool, kept, count)
         for name in self._attracting(node, kept):
             if name not in names:
                 names.append(name)
         return [self._loads[name] for name in names]
 
-    def _ranked_best(self, node: RequestNode, now_ms: float, kept: Collection[str], count: int) -> list[str]:
-        pool = self._pool(node.model, now_ms)
+    def _most_cached(self, node: RequestNode) -> int:
+        if not self._affinity:
+            return 0
+        cached = self._holders.most_tokens(node.prefix)
+        return max(cached, node.planned_tokens) if node.planned_engine else cached
+
+    def _ranked_best(self, node: RequestNode, pool: _Pool, kept: Collection[str], count: int) -> list[str]:
         need = node.prompt_tokens + node.reserved_tokens
-        most = pool.headroom.first(1)
-        if not most or -most[0][0] < need:
-            return []
         size = node.output_tokens > (SIZES[0][1] + SIZES[1][1]) // 4
-        free, promised, paced = (rankings[size] for rankings in pool.scores)
-        found = free.best(need, count, kept)
+        free, promised, paced = pool.scores
+        found = free[size].best(need, count, kept)
         if not is_throughput(node):
-            found = sorted(found + paced.best(need, count, kept))[:count]
-        found += promised.best(need, count, kept)
+            found = sorted(found + paced[size].best(need, count, kept))[:count]
+        found += promised[size].best(need, count, kept)
         return [name for _, name, _ in found]
 
     def companies(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> list[EngineLoad]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from parrot_mq.messages import EngineRecord, EngineState, ObjectiveKind
+from parrot_mq.messages import EngineRecord, EngineState
 from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import Books, Charge, is_patient, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.outlook import Outlook
@@ -147,14 +147,11 @@ class EngineLoad:
             return True
         if node.prompt_tokens - cached + node.reserved_tokens > outlook.kv_free_tokens:
             return False
-        objective, bound_ms = node.objective, books.bound_ms
-        kind = objective.kind if objective is not None else None
-        if kind is ObjectiveKind.TPOT:
-            own_ms = tpot_ms(node)
-            if own_ms and not 0 < bound_ms < own_ms:
-                bound_ms = own_ms
-        elif kind in (None, ObjectiveKind.THROUGHPUT) and books.num_urgent and self.paced_until_ms(now_ms) > now_ms:
+        if books.num_urgent and not is_urgent(node) and self.paced_until_ms(now_ms) > now_ms:
             return False
+        bound_ms, own_ms = books.bound_ms, tpot_ms(node)
+        if own_ms and not 0 < bound_ms < own_ms:
+            bound_ms = own_ms
         if not bound_ms:
             return True
         tokens = node.prompt_tokens + node.output_tokens - record.cost.shared_saving * shared
@@ -180,7 +177,7 @@ class EngineLoad:
         """Estimate how many tokens of the prompt of ``node`` need no prefill here."""
         if not self._affinity:
             return 0
-        cached = self._holders.cached_tokens(node.prefix, self.id, now_ms) if node.prefix else 0
+        cached = self._holders.cached_tokens(node.prefix, self.id, now_ms)
         if node.planned_engine == self.id:
             return max(cached, min(node.planned_tokens, node.prompt_tokens))
         return cached
@@ -188,7 +185,7 @@ class EngineLoad:
     def _known(self, node: RequestNode, now_ms: float) -> tuple[int, int]:
         """Return how much of the prompt is cached here, and how much of that something that runs here reads as well."""
         cached = self.cached_tokens(node, now_ms)
-        return cached, self._books.sharing.shared_with(node.prefix) if cached else 0
+        return (cached, self._books.sharing.shared_with(node.prefix)) if cached else (0, 0)
 
     def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
         """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""

@@ -110,10 +110,12 @@ Line = tuple[str, bool]
 class _Line:
     """The ready requests of one line: a heap per tenant, and the tenants in the order of their counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Line) -> None:
+        self.key = key
         self.heaps: dict[str, list[_Entry]] = {}
         self.tenants: list[tuple[float, str]] = []
         self.num_entries = 0
+        self.num_queued = 0
 
 
 class ReadyQueue:
@@ -152,7 +154,8 @@ class ReadyQueue:
         key = line_of(node)
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = _Line()
+            line = self._lines[key] = _Line(key)
+        line.num_queued += 1
         self._queued[node.id] = node, line
         self._num_waiting[tenant] = self._num_waiting.get(tenant, 0) + 1
         self._push(line, (node.key_ms, node.ticket, node))
@@ -186,7 +189,12 @@ class ReadyQueue:
         else:
             del self._num_waiting[node.tenant]
             self._forget_idle()
-        self._compact(queued[1])
+        line = queued[1]
+        line.num_queued -= 1
+        if line.num_queued:
+            self._compact(line)
+        else:  # models are named by applications: what is left of a line goes with its last request
+            del self._lines[line.key]
         return True
 
     def take(self, node: RequestNode) -> None:

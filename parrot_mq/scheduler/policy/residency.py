@@ -17,8 +17,8 @@ _Held = tuple[str, float] | dict[str, float]
 """Who holds a prefix, and until when. Most have one holder, which then stands as it is.
 
 Plain dicts here and below, though they are changed at their front, where they are read past what was deleted (at most
-some three times their length, a nanosecond each): an ``OrderedDict`` takes four times the memory, and there are so many
-that memory is what counts.
+some three times their length, a nanosecond each): an ``OrderedDict`` takes three times the memory, and there are so
+many that memory is what counts.
 """
 
 
@@ -60,6 +60,11 @@ class Holders:
             elif holders.get(engine_id, now_ms) > now_ms:
                 return num_tokens
         return 0
+
+    def most_tokens(self, prefix: Sequence[Boundary]) -> int:
+        """Return of how many tokens of ``prefix`` there may be a holder."""
+        held = self._held(prefix)
+        return held[0][1] if held else 0
 
     def some_of(self, prefix: Sequence[Boundary], min_tokens: int, limit: int) -> Iterator[list[str]]:
         """Go through the boundaries of ``prefix`` of ``min_tokens`` or more that are held, longest first: up to

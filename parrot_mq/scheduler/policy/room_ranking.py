@@ -40,9 +40,11 @@ class RoomRanking:
 
     def put(self, name: str, score: float, room: float) -> None:
         """Rank ``name``, which has so much room, by ``score``, whatever it was before."""
-        if name in self._of:
-            self.discard(name)
-        entry, its_class = (score, name, room), self._classes[room_class(room)]
+        before = self._of.get(name)
+        if before is not None:
+            its_class, entry = before
+            del its_class[bisect_left(its_class, entry)]
+        its_class, entry = self._classes[room_class(room)], (score, name, room)
         self._of[name] = its_class, entry
         insort(its_class, entry)
 
@@ -58,6 +60,8 @@ class RoomRanking:
 
         Of those that have between a quarter and four times of it only the first few are looked at.
         """
+        if not self._of:
+            return []
         least = room_class(need)
         found = [entry for entry in self._classes[least][:NUM_SEEN] if entry[2] >= need]
         for its_class in self._classes[least + 1 :]:

@@ -68,18 +68,18 @@ class HintTaker:
         self._group.create_task(self._take(store, control.kind, hint, token, now_s))
 
     async def _take(self, store: EngineStore, kind: str, hint: PrefixHint, token: object, now_s: float) -> None:
+        segments: tuple[PromptSegment, ...] | None = None
         try:
             segments = await self._segments(store, hint)
         except (InvalidRequest, StoreError) as error:
             log.warning("hint %s to %s is ignored: %s", hint.key, kind, error)
-            segments = ()
         if self._pending.get((kind, hint.key)) is not token:
             return  # released, or replaced, meanwhile
         del self._pending[kind, hint.key]
-        salt = prefix_salt(hint.tenant, share_prefixes=hint.share_prefixes)
-        if not segments:
+        if segments is None:
             return
-        if kind == "retain" or hint.retain_s:
+        salt = prefix_salt(hint.tenant, share_prefixes=hint.share_prefixes)
+        if segments and (kind == "retain" or hint.retain_s):
             self._stepper.retain(hint.key, segments, salt, now_s + hint.retain_s)
         if kind != "prefill":
             return

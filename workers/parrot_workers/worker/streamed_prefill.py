@@ -42,7 +42,7 @@ BLOCK_MS = 500
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Follow:
-    """One value that is followed for one reader: ``prefix`` is the reader's prompt up to the value."""
+    """One value that is followed for one reader: ``prefix`` is the reader's prompt up to the value, maybe empty."""
 
     key: str
     variable: str
@@ -135,13 +135,13 @@ class StreamedPrefills:
         follow = Follow(key, variable, partition, prefix, salt, monotonic_s() + IDLE_S)
         if len(self._follows) >= MAX_FOLLOWS and key not in self._follows:
             log.info("only the beginning of %s is computed ahead: too many values are being followed", key)
-            self._prefill(follow, (), "")
-            del self._by_prefill[follow.outstanding]
+            self._begin(follow)
+            self._by_prefill.pop(follow.outstanding, None)
             return
         self._follows[key] = follow
         self._by_variable.setdefault(variable, []).append(follow)
         try:
-            self._prefill(follow, (), "")
+            self._begin(follow)
             await self._watch(follow)
         except (ParrotError, RedisError, OSError) as error:
             log.warning("variable %s is followed no more for %s: %s", variable, key, error)
@@ -251,6 +251,11 @@ class StreamedPrefills:
         follow.fresh.clear()
 
     # What the engine is given -----------------------------------------------------------------------------------------
+
+    def _begin(self, follow: Follow) -> None:
+        """Have what stands before the value computed, if anything does."""
+        if follow.prefix:
+            self._prefill(follow, (), "")
 
     def _offer(self, follow: Follow, transcript: Transcript, stop: tuple[str, ...]) -> None:
         """Have what is certain of a value computed, if it is a block more than before and the engine has done that."""
