@@ -32,7 +32,7 @@ class Figures:
 
 
 def run(profile: Profile, *, chats: int, waves: int) -> Figures:
-    """A chat each half second, and waves of throughput work, one each 6 s, most of which needs more than two engines."""
+    """Run a chat each half second, and waves of throughput work that need most of the engines, one each 6 s."""
 
     async def talk(world: World, number: int) -> float:
         await asyncio.sleep(number / 2)
@@ -60,6 +60,5 @@ def test_chats_hardly_notice_throughput_work_that_goes_on(profile: Profile) -> N
     cost = CostModel(0.15, 27.5, 0.24, 0.0007, overlap=0.9)
     profile = dataclasses.replace(profile, cost=cost)
     alone, work, both = (run(profile, chats=c, waves=w) for c, w in ((NUM_CHATS, 0), (0, 3), (NUM_CHATS, 3)))
-    print(alone, work, both)
     assert both.chat_ms <= 1.1 * alone.chat_ms
     assert both.work_s <= 1.15 * work.work_s

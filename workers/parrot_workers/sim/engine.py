@@ -35,7 +35,7 @@ class SimEngine:
     A step takes ``max_num_batched_tokens``: one of each sequence that decodes, then pieces of the prompts that have
     begun, then of those that begin: strictest objective first, then rank, then age; members of a task group side by
     side and together. Beside sequences that somebody waits for, prompts of THROUGHPUT ones come in pieces that cost
-    little (``engine.beside``). What is left goes to prompts that hints name, beside others as far as that is nearly free
+    little (``engine.beside``). What is left goes to prompts that hints name, beside others as far as it is nearly free
     (``engine.ahead_budget``). A sequence takes KV blocks for its prompt and its longest output when it is admitted, so
     nothing is ever preempted; full blocks of prompts are shared by content, and stay cached (``block_pool``).
     ``max_running_tokens`` limits the sum of prompts and longest outputs that run at once; a sequence alone may exceed
