@@ -79,6 +79,13 @@ class CostModel:
         """Predicted delay of sequences that decode by a prefill that becomes part of one of their steps."""
         return self.prefill_ms(num_tokens, cached_tokens) - self.hidden_ms(num_tokens)
 
+    def harm_in_pieces_ms(self, num_tokens: float, cached_tokens: float = 0) -> float:
+        """Predicted delay, in all, of sequences that decode by a prefill in pieces, each hidden in one of their steps.
+
+        So engines compute the prompts of throughput work beside urgent requests.
+        """
+        return self.prefill_ms(num_tokens, cached_tokens) - self.overlap * self.prefill_per_token_ms * num_tokens
+
     def step_ms(
         self,
         prefills: Iterable[tuple[float, float]],

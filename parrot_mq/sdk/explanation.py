@@ -14,6 +14,7 @@ NAMES_SHOWN = 5
 INDENT = "  "
 
 _REASONS = {
+    "company": "other urgent requests are there, and throughput work wants the engines that are free of them",
     "completion": "it is predicted to be done first there",
     "flight": "an equal request runs there, whose output it gets",
     "group": "its task group is there",

@@ -161,3 +161,13 @@ def test_a_heartbeat_of_an_older_process_has_the_defaults_of_what_it_does_not_kn
 def test_what_is_no_cost_model_is_said_so(text: str) -> None:
     with pytest.raises(ValueError):
         CostModel.from_json(text)
+
+
+@given(st.integers(0, 5000), st.integers(0, 3000), st.floats(0, 1))
+def test_pieces_that_hide_harm_least(num_tokens: int, cached: int, overlap: float) -> None:
+    """Cut as long as one reading of the weights, the pieces of a prefill delay decoding by what is predicted."""
+    cost = CostModel(0.2, 20.0, 0.5, 0.001, 1e-6, overlap=overlap)
+    pieces = [(start, min(100, num_tokens - start)) for start in range(0, num_tokens, 100)]
+    harm_ms = sum(cost.harm_ms(tokens, cached + start) for start, tokens in pieces)
+    assert cost.harm_in_pieces_ms(num_tokens, cached) == pytest.approx(harm_ms)
+    assert cost.harm_in_pieces_ms(num_tokens, cached) <= cost.harm_ms(num_tokens, cached) + 1e-9

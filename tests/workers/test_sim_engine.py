@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parrot_mq.messages import CostModel, SamplingParams
+from parrot_mq.messages import CostModel, ObjectiveKind, SamplingParams
 from parrot_workers.engine.port import EnginePort, FinishReason, PromptSegment, SequenceInput, SequenceOutput
 from parrot_workers.sim import InstantClock, RealClock, SimEngine
 from parrot_workers.sim.content import count_tokens
@@ -477,3 +478,22 @@ def test_a_real_clock_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tokens_are_counted_in_bytes() -> None:
     assert [count_tokens(text) for text in ("", "a", "abcd", "ééé", "\ud800")] == [0, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(("objective", "num_steps"), [(ObjectiveKind.LATENCY, 5), (ObjectiveKind.THROUGHPUT, 1)])
+def test_throughput_prompts_come_in_pieces_that_a_step_hides_beside_what_somebody_waits_for(
+    objective: ObjectiveKind, num_steps: int
+) -> None:
+    """A hundred tokens take as long as reading the weights; a step that computes them takes 2 ms more than without."""
+    engine = instant(cost=CostModel(0.2, 20.0, 0.0, overlap=0.9))
+    took_ms: list[tuple[int, float]] = []
+    engine.on_step = lambda work, ms: took_ms.append((work.num_prefill_tokens, round(ms, 6)))
+    engine.add(dataclasses.replace(sequence("first", "a" * 16, max_tokens=50, ignore_eos=True), objective=objective))
+    engine.step()
+    work = sequence("work", "word" * 500, max_tokens=5, ignore_eos=True)
+    engine.add(dataclasses.replace(work, objective=ObjectiveKind.THROUGHPUT))
+    took_ms.clear()
+    for _ in range(num_steps):
+        engine.step()
+    assert took_ms == ([(100, 22.0)] * 5 if num_steps > 1 else [(500, 102.0)])
+    assert {"first", "work"} == set(engine.running)

@@ -19,6 +19,7 @@ class Charge:
     output_tokens: int
     kv_tokens: int
     urgent: bool
+    patient: bool
     tpot_ms: int
     prefix: tuple[Boundary, ...]
 
@@ -27,8 +28,8 @@ class Books:
     """The outstanding requests of one engine, by id, oldest dispatch first, with sums that are kept as they change."""
 
     __slots__ = (
-        "_bounds", "bound_ms", "charges", "context_tokens", "kv_tokens", "num_urgent", "output_tokens", "sharing",
-        "urgent_context", "urgent_tokens",
+        "_bounds", "bound_ms", "charges", "context_tokens", "kv_tokens", "num_patient", "num_urgent", "output_tokens",
+        "sharing", "urgent_context", "urgent_tokens",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -36,6 +37,8 @@ class Books:
         self.context_tokens = self.output_tokens = self.kv_tokens = 0
         self.num_urgent = self.urgent_context = self.urgent_tokens = 0
         """How many requests somebody waits for in person, their tokens in context, and their output tokens."""
+        self.num_patient = 0
+        """How many were said to be throughput work."""
         self.sharing = Sharing()
         self.bound_ms = 0
         """The least time per token that a request here was promised; 0: none."""
@@ -61,10 +64,10 @@ class Books:
         return True
 
     def restate(self, request_id: str, *, urgent: bool, tpot_ms: int) -> None:
-        """The objective of a request has changed."""
+        """The objective of a request was stated, or has changed."""
         charge = self.charges[request_id]
         self._count(charge, -1)
-        charge.urgent, charge.tpot_ms = urgent, tpot_ms
+        charge.urgent, charge.patient, charge.tpot_ms = urgent, not urgent, tpot_ms
         self._count(charge, 1)
         if tpot_ms:
             self._promise(request_id, tpot_ms)
@@ -91,6 +94,7 @@ class Books:
         self.context_tokens += sign * charge.context_tokens
         self.output_tokens += sign * charge.output_tokens
         self.kv_tokens += sign * charge.kv_tokens
+        self.num_patient += sign * charge.patient
         if charge.urgent:
             self.num_urgent += sign
             self.urgent_context += sign * charge.context_tokens
@@ -101,6 +105,11 @@ def is_urgent(node: RequestNode) -> bool:
     """Whether somebody waits for ``node`` in person: it has an objective, and that is not THROUGHPUT."""
     objective = node.objective
     return objective is not None and objective.kind is not ObjectiveKind.THROUGHPUT
+
+
+def is_patient(node: RequestNode) -> bool:
+    """Whether somebody said that ``node`` is throughput work."""
+    return node.objective is not None and node.objective.kind is ObjectiveKind.THROUGHPUT
 
 
 def is_throughput(node: RequestNode) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from parrot_mq.messages import EngineRecord
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.books import is_throughput, is_urgent
+from parrot_mq.scheduler.policy.company import Company
 from parrot_mq.scheduler.policy.load import EngineLoad
 from parrot_mq.scheduler.policy.outlook import SIZES
 from parrot_mq.scheduler.policy.ranking import Ranking
@@ -70,6 +71,7 @@ class Fleet(Mapping[str, EngineLoad]):
         self._affinity = affinity
         self._loads: dict[str, EngineLoad] = {}
         self._holders = Holders()
+        self.company = Company()
         self._dirty: dict[str, None] = {}
         self._due = Ranking()
         self._next_due_ms = math.inf
@@ -117,6 +119,7 @@ class Fleet(Mapping[str, EngineLoad]):
         if load is not None:
             load.forget()
             self._rank(load, 0.0)
+            self.company.forget(engine_id)
             self._dirty.pop(engine_id, None)
             del self._loads[engine_id]
         return load
@@ -178,6 +181,13 @@ class Fleet(Mapping[str, EngineLoad]):
         found += promised[size].best(need, count, kept)
         return [name for _, name, _ in found]
 
+    def companies(self, node: RequestNode, now_ms: float, kept: Collection[str] = ()) -> list[EngineLoad]:
+        """Return engines, none of ``kept``, where ``node`` had better join urgent requests, the best first."""
+        if not is_urgent(node):
+            return []
+        self._refresh(now_ms)
+        return [self._loads[name] for name in self.company.companies(node.model, now_ms, kept)]
+
     def roomiest(self, model: str, now_ms: float, kept: Collection[str] = ()) -> EngineLoad | None:
         """Return the engine of the most headroom, none of ``kept``: where it does not fit, a request fits nowhere."""
         self._refresh(now_ms)
@@ -231,6 +241,7 @@ class Fleet(Mapping[str, EngineLoad]):
 
     def _rank(self, load: EngineLoad, now_ms: float) -> None:
         before, outlook = self._ranked.get(load.id), load.outlook
+        self.company.note(load, now_ms)
         if outlook.room <= 0:
             if before is not None:
                 self._unrank(load.id, before)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from parrot_mq.messages import EngineRecord, EngineState
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import Books, Charge, is_urgent, tpot_ms
+from parrot_mq.scheduler.policy.books import Books, Charge, is_patient, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.outlook import Outlook
 from parrot_mq.scheduler.policy.pacing import Pacing
 from parrot_mq.scheduler.policy.prefix import Boundary
@@ -198,6 +198,11 @@ class EngineLoad:
             return None
         return self.outlook.completion_ms(node.prompt_tokens, node.output_tokens, cached, shared, now_ms)
 
+    @property
+    def num_urgent(self) -> int:
+        """How many of its requests somebody waits for in person."""
+        return self._books.num_urgent
+
     def completion_ms(self, node: RequestNode, now_ms: float, *, count: int = 1, shared_tokens: int = 0) -> float:
         """Predict how long ``count`` requests like ``node`` take here, plus the delay they are to urgent ones here.
 
@@ -218,7 +223,8 @@ class EngineLoad:
         wait_ms = 0.0
         if after > slots:
             wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
-        return outlook.total_ms(prefill_ms, step_ms, wait_ms, output, now_ms)
+        harm_ms = prefill_ms - self.record.cost.hidden_ms(prompt - cached)
+        return outlook.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms)
 
     @property
     def prefill_until_ms(self) -> float:
@@ -236,14 +242,23 @@ class EngineLoad:
         cached = self.cached_tokens(node, now_ms)
         uncached = max(0, prompt - cached)
         prefix = node.prefix if self._affinity else ()
-        charge = Charge(prompt + output // 2, output, uncached + node.reserved_tokens, urgent, tpot_ms(node), prefix)
+        charge = Charge(
+            prompt + output // 2,
+            output,
+            uncached + node.reserved_tokens,
+            urgent,
+            is_patient(node),
+            tpot_ms(node),
+            prefix,
+        )
         if self.record is not None:
             prefill_ms = self.record.cost.prefill_ms(uncached, cached)
             outlook.prefill_until_ms = max(now_ms, outlook.prefill_until_ms) + prefill_ms
             if books.num_urgent and not urgent:
                 longer_ms = outlook.longer_ms(charge.context_tokens)
                 mean_urgent = books.urgent_tokens / books.num_urgent
-                self._pacing.add(prefill_ms + longer_ms * min(output, mean_urgent), now_ms)
+                harm_ms = self.record.cost.harm_in_pieces_ms(uncached, cached)
+                self._pacing.add(harm_ms + longer_ms * min(output, mean_urgent), now_ms, outlook.slowdown())
         books.add(node.id, charge)
         if prefix:
             self._residency.assign(prefix, now_ms)

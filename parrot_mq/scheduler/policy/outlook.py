@@ -39,12 +39,13 @@ class Outlook:
         self._step_ms = 0.0
         # With one request more: a step, what each of its context tokens adds, and its part of a round of slots.
         self._next_step_ms = self._per_token_ms = self._wait = 0.0
-        self._size_prefills_ms: tuple[float, ...] = ()
+        self._size_prefills_ms: tuple[tuple[float, float], ...] = ()
 
     def measure(self, record: EngineRecord, capacity_tokens: float) -> None:
         """Take in what the engine says about itself, before ``derive``."""
         self._cost, self._slots, self._capacity_tokens = record.cost, record.max_num_seqs, capacity_tokens
-        self._size_prefills_ms = tuple(record.cost.prefill_ms(prompt) for prompt, _ in SIZES)
+        cost = record.cost
+        self._size_prefills_ms = tuple((cost.prefill_ms(prompt), cost.harm_ms(prompt)) for prompt, _ in SIZES)
 
     def derive(self, *, is_open: bool) -> None:
         """Note what follows from a change. An engine that is not open has no room."""
@@ -91,6 +92,29 @@ class Outlook:
             return -math.inf
         return left_ms / self._per_token_ms if self._per_token_ms > 0 else math.inf
 
+    # Urgent requests, and throughput work -----------------------------------------------------------------------------
+
+    def slowdown(self, more: int = 0) -> float:
+        """Return how much longer a step of its urgent requests, and of ``more`` like them, is than that of one alone:
+        0.1 is a tenth. 0 without urgent requests.
+        """
+        num, cost = self._books.num_urgent, self._cost
+        if not num:
+            return 0.0
+        mean = self._books.urgent_context / num
+        alone_ms = cost.decode_step_ms(1, mean)
+        return cost.decode_step_ms(num + more, mean * (num + more)) / alone_ms - 1 if alone_ms else 0.0
+
+    def busy(self, now_ms: float) -> float:
+        """Return how busy throughput work keeps the engine: the part of what it computes that grows with the work. 1
+        with a backlog of prompts; 0 without such work.
+        """
+        if not self._books.num_patient:
+            return 0.0
+        if self.prefill_until_ms > now_ms:
+            return 1.0
+        return 1 - self._cost.decode_base_ms / self._step_ms if self._step_ms else 0.0
+
     # Predictions ------------------------------------------------------------------------------------------------------
 
     def completion_ms(self, prompt: int, output: int, cached: int, shared: int, now_ms: float) -> float:
@@ -99,19 +123,20 @@ class Outlook:
         ``cached`` of its ``prompt`` tokens need no prefill; ``shared`` are read for something that runs here as well.
         """
         cost = self._cost
-        prefill_ms = cost.prefill_ms(prompt - cached if prompt > cached else 0, cached)
+        uncached = prompt - cached if prompt > cached else 0
+        prefill_ms = cost.prefill_ms(uncached, cached)
         step_ms = self._next_step_ms + self._per_token_ms * (prompt + output // 2 - cost.shared_saving * shared)
         wait_ms = self._wait * (self._books.output_tokens + output) * step_ms
-        return self.total_ms(prefill_ms, step_ms, wait_ms, output, now_ms)
+        return self.total_ms(prefill_ms, prefill_ms - cost.hidden_ms(uncached), step_ms, wait_ms, output, now_ms)
 
     def scores_ms(self, now_ms: float) -> list[float]:
         """Return ``completion_ms`` of requests of each of ``SIZES`` that share nothing: what engines are ranked by."""
         wait, output_tokens, per_token_ms = self._wait, self._books.output_tokens, self._per_token_ms
         scores = []
-        for (prompt, output), prefill_ms in zip(SIZES, self._size_prefills_ms, strict=True):
+        for (prompt, output), (prefill_ms, harm_ms) in zip(SIZES, self._size_prefills_ms, strict=True):
             step_ms = self._next_step_ms + per_token_ms * (prompt + output // 2)
             wait_ms = wait * (output_tokens + output) * step_ms if wait else 0.0
-            scores.append(self.total_ms(prefill_ms, step_ms, wait_ms, output, now_ms))
+            scores.append(self.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms))
         return scores
 
     def step_with(self, more: int, more_tokens: int, more_shared: int) -> float:
@@ -127,15 +152,19 @@ class Outlook:
         """Predict how much longer a step takes with one more request of so many context tokens."""
         return max(0.0, self.step_with(1, more_tokens, 0) - self._step_ms)
 
-    def total_ms(self, prefill_ms: float, step_ms: float, wait_ms: float, output: int, now_ms: float) -> float:
-        """Put a prediction together: the prompts ahead, the wait for a slot, prefill, decode, and the harm."""
+    def total_ms(
+        self, prefill_ms: float, harm_ms: float, step_ms: float, wait_ms: float, output: int, now_ms: float
+    ) -> float:
+        """Put a prediction together: the prompts ahead, the wait for a slot, prefill, decode, and the delay to others,
+        ``harm_ms`` of it that of the prefill to each that decodes.
+        """
         total_ms = wait_ms + prefill_ms + step_ms * output
         if self.prefill_until_ms > now_ms:
             total_ms += self.prefill_until_ms - now_ms
         books = self._books
         urgent = books.num_urgent
         if urgent:  # the delay to each of them: the prefill, and longer steps for as long as both run
-            total_ms += urgent * prefill_ms
+            total_ms += urgent * harm_ms
             if step_ms > self._step_ms:
                 total_ms += (step_ms - self._step_ms) * min(urgent * output, books.urgent_tokens)
         return total_ms

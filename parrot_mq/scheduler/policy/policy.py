@@ -11,7 +11,7 @@ import dataclasses
 import orjson
 
 from parrot_mq.scheduler.nodes import RequestNode
-from parrot_mq.scheduler.policy.books import is_throughput
+from parrot_mq.scheduler.policy.books import is_patient, is_throughput, is_urgent
 from parrot_mq.scheduler.policy.fleet import MIN_SHARED_TOKENS, NUM_BEST, Fleet
 from parrot_mq.scheduler.policy.groups import divide
 from parrot_mq.scheduler.policy.order import Line, ReadyQueue
@@ -105,7 +105,9 @@ class _Round:
                 self._place(Placement(member, part.engine, Reason.GROUP, part.predicted_ms, considered))
 
     def _place_with_sharers(self, node: RequestNode) -> None:
-        found = best_placement(node, self._fleet.candidates(node, self._now_ms, self._kept), self._now_ms)
+        companies = self._fleet.companies(node, self._now_ms, self._kept)
+        candidates = self._fleet.candidates(node, self._now_ms, self._kept)
+        found = best_placement(node, candidates, self._now_ms, companies=companies)
         if found is None:
             self._pass_over(node)
             return
@@ -127,6 +129,8 @@ class _Round:
 
     def _place(self, placement: Placement) -> None:
         self._ready.take(placement.request)
+        if is_urgent(placement.request):
+            self._fleet.company.stays(placement.predicted_ms)
         placement.request.kept_engine = ""
         placement.engine.charge(placement.request, self._now_ms)
         self.placements.append(placement)
@@ -134,6 +138,8 @@ class _Round:
     def _pass_over(self, node: RequestNode) -> None:
         """No candidate admits ``node``: try the one with most room, or keep it for this one."""
         if is_throughput(node) and self._fleet.is_pacing(node.model, self._now_ms):
+            if is_patient(node):
+                self._fleet.company.held(node.model, self._now_ms)
             self._hold_throughput(node.model)
             return
         roomiest = self._fleet.roomiest(node.model, self._now_ms, self._kept)

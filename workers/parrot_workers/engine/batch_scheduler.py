@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from parrot_mq.messages import CostModel, ObjectiveKind
 from parrot_workers.engine.ahead_budget import tokens_ahead
+from parrot_workers.engine.beside import Beside
 from parrot_workers.engine.block_manager import BlockManager, CachedPrefix
 from parrot_workers.engine.chunk import Chunk
 from parrot_workers.engine.ngram_index import Draft
@@ -23,6 +24,7 @@ class BatchScheduler:
 
     Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit.
+    Beside sequences that somebody waits for, prompts of THROUGHPUT ones come in pieces that cost little (``beside``).
     Members of a task group stand side by side, and wait a step or two for each other (``siblings``). A sequence is
     admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest THROUGHPUT one,
     else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``, sequences that decode
@@ -98,14 +100,16 @@ class BatchScheduler:
         self.siblings.begin_plan()
         granted: list[tuple[Sequence, int]] = []
         num_preemptions = self.num_preemptions
-        budget = self.max_num_batched_tokens
+        budget, beside = self.max_num_batched_tokens, Beside(self.cost, urgent=any(map(_is_waited_for, self.running)))
         for sequence in sorted(self.running, key=_needs_more_than_one):
             if budget == 0:
                 break
             if sequence.status is not SequenceStatus.RUNNING:
                 continue
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
-            if self._make_room(sequence, sequence.num_computed_tokens + num_tokens):
+            if _needs_more_than_one(sequence):
+                num_tokens = beside.take(sequence.objective, num_tokens)
+            if num_tokens and self._make_room(sequence, sequence.num_computed_tokens + num_tokens):
                 budget -= num_tokens
                 granted.append((sequence, num_tokens))
         # Only now: whoever was preempted above after its grant must not leave blocks in the cache that nobody computes.
@@ -113,7 +117,7 @@ class BatchScheduler:
         chunks = [self._chunk(*grant) for grant in granted]
         if self.num_preemptions > num_preemptions:
             return chunks
-        admitted = self._admit(budget)
+        admitted = self._admit(budget, beside)
         budget -= sum(chunk.num_tokens for chunk in admitted)
         num_rows = sum(chunk.num_rows for chunk in (*chunks, *admitted))
         drafts = self._draft(chunks, min(budget, self.max_num_rows - num_rows))
@@ -180,11 +184,13 @@ class BatchScheduler:
         # Each running sequence may want a block soon; admitting into those would preempt at once.
         return lacking + len(self.running) <= self.blocks.num_free_after_hold(cached)
 
-    def _admit(self, budget: int) -> list[Chunk]:
+    def _admit(self, budget: int, beside: Beside) -> list[Chunk]:
         chunks = []
         was_idle, index = not self.running, 0
         while index < len(self.waiting) and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[index]
+            if not beside.admits(sequence.objective):
+                break
             if not was_idle and self.siblings.holds(sequence):
                 index += 1
                 continue
@@ -200,7 +206,7 @@ class BatchScheduler:
             grown = self.blocks.grow(sequence, sequence.num_tokens)
             assert grown, f"{sequence.id} was accepted although it can never fit"
             self._start(sequence, len(cached) * self.blocks.block_size)
-            num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            num_tokens = beside.take(sequence.objective, min(sequence.num_uncomputed_tokens, budget))
             budget -= num_tokens
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks
@@ -272,6 +278,10 @@ def _order(sequence: Sequence) -> tuple[int, float, int, int]:
 
 def _needs_more_than_one(sequence: Sequence) -> bool:
     return sequence.num_uncomputed_tokens > 1
+
+
+def _is_waited_for(sequence: Sequence) -> bool:
+    return sequence.objective is not ObjectiveKind.THROUGHPUT and not _needs_more_than_one(sequence)
 
 
 def _expendable(sequence: Sequence) -> tuple[bool, int]:

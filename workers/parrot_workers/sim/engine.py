@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from parrot_mq.messages import CostModel, ObjectiveKind
 from parrot_workers.engine.ahead_budget import tokens_ahead
+from parrot_workers.engine.beside import Beside
 from parrot_workers.engine.cost_correction import CostCorrection
 from parrot_workers.engine.port import (
     EngineSpec,
@@ -33,7 +34,8 @@ class SimEngine:
 
     A step takes ``max_num_batched_tokens``: one of each sequence that decodes, then pieces of the prompts that have
     begun, then of those that begin: strictest objective first, then rank, then age; members of a task group side by
-    side and together. What is left goes to prompts that hints name, beside others as far as that is nearly free
+    side and together. Beside sequences that somebody waits for, prompts of THROUGHPUT ones come in pieces that cost
+    little (``engine.beside``). What is left goes to prompts that hints name, beside others as far as it is nearly free
     (``engine.ahead_budget``). A sequence takes KV blocks for its prompt and its longest output when it is admitted, so
     nothing is ever preempted; full blocks of prompts are shared by content, and stay cached (``block_pool``).
     ``max_running_tokens`` limits the sum of prompts and longest outputs that run at once; a sequence alone may exceed
@@ -88,6 +90,8 @@ class SimEngine:
         """Sorted by ``SimSequence.order``."""
         self._unsaid: list[SequenceOutput] = []
         """What ``add`` and ``abort`` have to say: invalid and aborted sequences, forced tokens."""
+        self._beside = Beside(self._spec.cost, urgent=False)
+        """Of the step that is planned."""
         self._num_added = 0
         self._num_cached = 0
         self._num_generated = 0
@@ -159,6 +163,8 @@ class SimEngine:
         budget = self._max_num_batched_tokens - len(batch.decoding)
         pieces: list[tuple[int, int]] = []
         done: list[SimSequence] = []
+        urgent = any(sequence.objective is not ObjectiveKind.THROUGHPUT for sequence in batch.decoding.values())
+        self._beside = Beside(self._spec.cost, urgent=urgent)
         for sequence in batch.filling:
             budget -= self._prefill(sequence, budget, pieces, done)
         budget = self._admit(budget, pieces, done)
@@ -227,7 +233,7 @@ class SimEngine:
             if not was_idle and self._siblings.holds(sequence):
                 index += 1
                 continue
-            if not self._batch.fits(sequence):
+            if not self._batch.fits(sequence) or not self._beside.admits(sequence.objective):
                 break
             del self._waiting[index]
             self._siblings.leave(sequence)
@@ -240,6 +246,7 @@ class SimEngine:
         self, sequence: SimSequence, budget: int, pieces: list[tuple[int, int]], done: list[SimSequence]
     ) -> int:
         """Compute a piece of a prompt; returns its tokens."""
+        budget = self._beside.take(sequence.objective, max(0, min(budget, sequence.num_to_prefill)))
         num_tokens, start = self._batch.prefill(sequence, budget)
         if num_tokens:
             pieces.append((num_tokens, start))
