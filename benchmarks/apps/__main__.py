@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--simulated", action="store_true", help="only in virtual time, at full scale")
     parser.add_argument("--quick", action="store_true", help="one repeat of one point an experiment, made smaller")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--systems", nargs="+", default=[], choices=[*SYSTEMS], help="only these, and ours")
+    parser.add_argument(
+        "--systems", nargs="+", default=[], choices=[*SYSTEMS], metavar="SYSTEM", help="only these, and ours"
+    )
     parser.add_argument("--points", nargs="+", default=[], help="only these, by their labels")
     parser.add_argument("--out", type=Path, help=f"merge the rows into this file, such as {RESULTS.name}")
     parser.add_argument("--timelines", type=Path, metavar="FOLDER", help="write each call's life in first repeats")

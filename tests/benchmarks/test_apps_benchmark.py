@@ -191,7 +191,7 @@ class TestSystems:
         for system in BASELINES:
             assert not any(getattr(system.scheduler, name) for name in SWITCHES)
 
-    def test_ours_has_one_off_at_most(self) -> None:
+    def test_of_ours_that_is_off_which_is_named(self) -> None:
         assert all(getattr(ours().scheduler, name) for name in SWITCHES)
         for name in SWITCHES:
             assert [other for other in SWITCHES if not getattr(ours(name).scheduler, other)] == [name]
