@@ -30,8 +30,8 @@ class System:
 
     ``max_running_tokens``, if it is not 0, is what a latency-centric engine runs at once in place of the cost model's
     bound. ``prefix_caching``: engines keep and share computed prefixes; ``shared_attention``: attention reads a shared
-    prefix once, not once for each request. ``feature_off``: what is off of ours, of the scheduler's switches or the
-    engine's. ``is_reference``: it runs on the engine that the reference compared itself with, not on ours.
+    prefix once, not once for each request. ``feature_off``: what is off of ours (``ours``).
+    ``is_reference``: it runs on the engine that the reference compared itself with, not on ours.
     """
 
     name: str

@@ -66,7 +66,7 @@ MULTI_AGENT = Experiment(
             Point(
                 f"files={files}, as run",
                 {"files": files, "as_run": True},
-                baselines=("reference", "reference-throughput", *FEW_BASELINES),
+                baselines=("reference", "reference-throughput", "throughput", "throughput+cache"),
             )
             for files in FILES
         ),

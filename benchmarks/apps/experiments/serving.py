@@ -102,7 +102,13 @@ GPTS_SERVING = Experiment(
     features=("prefix_affinity", "shared_attention", "prefix_caching", "retain_prefixes"),
     quick_values={"count": 80},
     points=tuple(
-        Point(f"rate={rate:g}", {"rate": rate}, quick=rate == 2) for rate in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+        Point(
+            f"rate={rate:g}",
+            {"rate": rate},
+            quick=rate == 2,
+            baselines=None if rate == 2 else ("throughput", "throughput+cache", "throughput+pages"),
+        )
+        for rate in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     ),
     run=run_gpts,
 )
