@@ -217,8 +217,7 @@ def test_costs_follow_the_model_and_cached_prefixes_are_free() -> None:
 def test_a_step_that_prefills_and_decodes_takes_less_than_both() -> None:
     clock = InstantClock()
     engine = SimEngine(cost=CostModel(0.1, 20.0, 0.5, overlap=0.9), clock=clock)
-    running = sequence("a", "a" * 4 * 16, max_tokens=100)
-    engine.add(dataclasses.replace(running, objective=ObjectiveKind.THROUGHPUT))
+    engine.add(sequence("a", "a" * 4 * 16, max_tokens=100))
     engine.step()
     engine.add(sequence("b", "b" * 4 * 400, max_tokens=100))
     before_ms = clock.elapsed_ms
@@ -482,7 +481,7 @@ def test_tokens_are_counted_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(("objective", "num_steps"), [(ObjectiveKind.LATENCY, 5), (ObjectiveKind.THROUGHPUT, 1)])
-def test_prompts_come_in_pieces_that_a_step_hides_beside_what_somebody_waits_for(
+def test_throughput_prompts_come_in_pieces_that_a_step_hides_beside_what_somebody_waits_for(
     objective: ObjectiveKind, num_steps: int
 ) -> None:
     """A hundred tokens take as long as reading the weights; a step that computes them takes 2 ms more than without."""

@@ -24,7 +24,7 @@ class BatchScheduler:
 
     Running sequences come first: those that need one token, then those amid their prompt, each class by objective,
     rank and age; what is left of the budget admits waiting ones in the same order, never past one that does not fit.
-    Beside sequences that somebody waits for, prompts come in pieces that cost little (``beside``).
+    Beside sequences that somebody waits for, prompts of THROUGHPUT ones come in pieces that cost little (``beside``).
     Members of a task group stand side by side, and wait a step or two for each other (``siblings``). A sequence is
     admitted only if all its tokens fit the free blocks. If a running one finds no block, the youngest THROUGHPUT one,
     else the youngest, gives all its blocks back and is recomputed later. With a ``speculator``, sequences that decode
@@ -108,7 +108,7 @@ class BatchScheduler:
                 continue
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
             if _needs_more_than_one(sequence):
-                num_tokens = beside.take(num_tokens)
+                num_tokens = beside.take(sequence.objective, num_tokens)
             if num_tokens and self._make_room(sequence, sequence.num_computed_tokens + num_tokens):
                 budget -= num_tokens
                 granted.append((sequence, num_tokens))
@@ -189,7 +189,7 @@ class BatchScheduler:
         was_idle, index = not self.running, 0
         while index < len(self.waiting) and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[index]
-            if not beside.is_left:
+            if not beside.admits(sequence.objective):
                 break
             if not was_idle and self.siblings.holds(sequence):
                 index += 1
@@ -206,7 +206,7 @@ class BatchScheduler:
             grown = self.blocks.grow(sequence, sequence.num_tokens)
             assert grown, f"{sequence.id} was accepted although it can never fit"
             self._start(sequence, len(cached) * self.blocks.block_size)
-            num_tokens = beside.take(min(sequence.num_uncomputed_tokens, budget))
+            num_tokens = beside.take(sequence.objective, min(sequence.num_uncomputed_tokens, budget))
             budget -= num_tokens
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks

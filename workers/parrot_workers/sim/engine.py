@@ -34,8 +34,8 @@ class SimEngine:
 
     A step takes ``max_num_batched_tokens``: one of each sequence that decodes, then pieces of the prompts that have
     begun, then of those that begin: strictest objective first, then rank, then age; members of a task group side by
-    side and together. Beside sequences that somebody waits for, prompts come in pieces that cost little
-    (``engine.beside``). What is left goes to prompts that hints name, beside others as far as that is nearly free
+    side and together. Beside sequences that somebody waits for, prompts of THROUGHPUT ones come in pieces that cost
+    little (``engine.beside``). What is left goes to prompts that hints name, beside others as far as it is nearly free
     (``engine.ahead_budget``). A sequence takes KV blocks for its prompt and its longest output when it is admitted, so
     nothing is ever preempted; full blocks of prompts are shared by content, and stay cached (``block_pool``).
     ``max_running_tokens`` limits the sum of prompts and longest outputs that run at once; a sequence alone may exceed
@@ -233,7 +233,7 @@ class SimEngine:
             if not was_idle and self._siblings.holds(sequence):
                 index += 1
                 continue
-            if not self._batch.fits(sequence) or not self._beside.is_left:
+            if not self._batch.fits(sequence) or not self._beside.admits(sequence.objective):
                 break
             del self._waiting[index]
             self._siblings.leave(sequence)
@@ -246,7 +246,7 @@ class SimEngine:
         self, sequence: SimSequence, budget: int, pieces: list[tuple[int, int]], done: list[SimSequence]
     ) -> int:
         """Compute a piece of a prompt; returns its tokens."""
-        budget = self._beside.take(max(0, min(budget, sequence.num_to_prefill)))
+        budget = self._beside.take(sequence.objective, max(0, min(budget, sequence.num_to_prefill)))
         num_tokens, start = self._batch.prefill(sequence, budget)
         if num_tokens:
             pieces.append((num_tokens, start))
