@@ -209,22 +209,11 @@ class EngineLoad:
         ``shared_tokens`` of their prompts are the same in all of them: computed once, and read once in each step by an
         engine whose attention can.
         """
-        prompt, output, outlook = node.prompt_tokens, node.output_tokens, self.outlook
+        prompt, output = node.prompt_tokens, node.output_tokens
         cached, shared = self._known(node, now_ms)
         if count == 1:
-            return outlook.completion_ms(prompt, output, cached, shared, now_ms)
-        assert self.record is not None
-        prefill = self.record.cost.prefill_ms
-        others = max(cached, shared_tokens)
-        prefill_ms = prefill(max(0, prompt - cached), cached) + (count - 1) * prefill(max(0, prompt - others), others)
-        shared += (count - 1) * max(shared, shared_tokens)
-        slots, after = self.record.max_num_seqs, len(self._books.charges) + count
-        step_ms = outlook.step_with(count, count * (prompt + output // 2), shared)
-        wait_ms = 0.0
-        if after > slots:
-            wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
-        harm_ms = prefill_ms - self.record.cost.hidden_ms(prompt - cached)
-        return outlook.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms)
+            return self.outlook.completion_ms(prompt, output, cached, shared, now_ms)
+        return self.outlook.completion_of_all_ms(count, prompt, output, cached, shared, shared_tokens, now_ms)
 
     @property
     def prefill_until_ms(self) -> float:
