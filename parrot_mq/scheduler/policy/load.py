@@ -10,7 +10,6 @@ from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import Books, Charge, is_patient, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.outlook import Outlook
 from parrot_mq.scheduler.policy.pacing import Pacing
-from parrot_mq.scheduler.policy.prefix import Boundary
 from parrot_mq.scheduler.policy.residency import Holders, Residency
 
 
@@ -187,10 +186,6 @@ class EngineLoad:
         cached = self.cached_tokens(node, now_ms)
         return (cached, self._books.sharing.shared_with(node.prefix)) if cached else (0, 0)
 
-    def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
-        """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""
-        self._residency.assign(prefix, now_ms)
-
     def predict(self, node: RequestNode, now_ms: float) -> float | None:
         """Return ``completion_ms`` of ``node`` if it is admitted here, else None."""
         cached, shared = self._known(node, now_ms)
@@ -214,11 +209,6 @@ class EngineLoad:
         if count == 1:
             return self.outlook.completion_ms(prompt, output, cached, shared, now_ms)
         return self.outlook.completion_of_all_ms(count, prompt, output, cached, shared, shared_tokens, now_ms)
-
-    @property
-    def prefill_until_ms(self) -> float:
-        """When the prompts that were given to it should have been prefilled."""
-        return self.outlook.prefill_until_ms
 
     # Books ------------------------------------------------------------------------------------------------------------
 

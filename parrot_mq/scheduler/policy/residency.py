@@ -137,7 +137,7 @@ class Residency:
                 self._holders.hold(digest, self._engine_id, until_ms)
 
     def assign(self, prefix: Iterable[Boundary], now_ms: float) -> None:
-        """Note that a request with ``prefix`` was given to the engine, or that it was told to prefill it.
+        """Note that a request with ``prefix`` was given to the engine.
 
         ``now_ms`` may lie in the past, for a request that was there before: what counts until later stays as it is.
         """
