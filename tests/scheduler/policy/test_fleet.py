@@ -165,6 +165,21 @@ class FleetMachine(RuleBasedStateMachine):
             assert (roomiest.headroom if roomiest is not None else None) == most
 
     @invariant()
+    def company_is_kept_by_the_engines_that_take_requests(self) -> None:
+        self.fleet.open_models(self.now_ms)
+        ready: dict[str, list[EngineLoad]] = {}
+        for load in self.fleet.values():
+            if load.record is not None and load.record.state is EngineState.READY:
+                ready.setdefault(load.model, []).append(load)
+        sides = self.fleet.company._sides
+        assert sides.keys() == ready.keys()
+        for model, side in sides.items():
+            assert side.busy.keys() == {load.id for load in ready[model]}
+            assert side.urgent.keys() == {load.id for load in ready[model] if load.num_urgent}
+            assert side.demand == pytest.approx(sum(side.busy.values()))
+            assert not any(side.busy[name] for name in side.urgent)
+
+    @invariant()
     def prefixes_are_held_where_they_were_reported_or_assigned(self) -> None:
         for load in self.fleet.values():
             for digest in ("p", "pq", "pqr", "q", "r"):
