@@ -21,10 +21,11 @@ class Plans:
         self._planned: dict[str, dict[str, RequestNode]] = {}
 
     def choose(self, node: RequestNode, reasons: Iterable[str], now_ms: float) -> EngineLoad | None:
-        """Return the engine to plan a request for; None if none serves it, or all are crowded.
+        """Return the engine to plan a request for; None if there is none.
 
-        ``reasons`` are engines that it would go to for a reason, the best one first; others with room are compared if
-        these are crowded. ``now_ms`` is on the clock of the decisions.
+        ``reasons`` are engines that it would go to for a reason, the best one first; others with room that are not
+        crowded are compared if these are. Where all are, it is the first of ``reasons`` that serves the request.
+        ``now_ms`` is on the clock of the decisions.
         """
         preferred = [self._engines[name] for name in dict.fromkeys(reasons) if name in self._engines]
         return rules.choose(

@@ -20,7 +20,7 @@ from parrot_mq.scheduler.policy import Reason, flight_digest, flights, plan_json
 from parrot_mq.scheduler.standing import standing
 from parrot_mq.store.records import Lane
 from tests.scheduler.conftest import Start
-from tests.scheduler.support import QUICK, WAIT_S, App, StubEngine, add, core_with, engine, placed, until
+from tests.scheduler.support import QUICK, WAIT_S, App, StubEngine, add, core_with, engine, placed, share, until
 
 ON = dataclasses.replace(QUICK, single_flight=True)
 
@@ -52,6 +52,17 @@ def test_equal_requests_go_to_one_engine_full_or_not_and_are_charged_once() -> N
     assert charged(it)[engine_id] == ["a0"]
     assert not len(it.ready)
     assert it.equals.is_idle
+
+
+def test_the_prefix_of_one_that_is_charged_in_turn_stays_resident() -> None:
+    it = core("e1", "e2")
+    first, second = share(it, add(it, "a"), ("prefix", 500)), add(it, "b")
+    second.prefix, second.prompt_tokens = first.prefix, first.prompt_tokens
+    assert len(placed(it, 60_000.0)) == 2
+    home = it.engines[first.engine]
+    it.finish(first)
+    assert home.outstanding == [second.id]
+    assert home.cached_tokens(second, 60_001.0) == 500
 
 
 def test_what_is_not_equal_is_spread() -> None:

@@ -77,18 +77,20 @@ class Books:
         heapq.heappush(self._bounds, (tpot_ms, request_id))
         if not 0 < self.bound_ms < tpot_ms:
             self.bound_ms = tpot_ms
+        # What was promised to those that are gone goes when it comes first; where most are gone, all goes at once.
+        if len(self._bounds) > 2 * len(self.charges) + 64:
+            self._bounds = sorted({bound for bound in self._bounds if self._holds(*bound)})
+
+    def _holds(self, tpot_ms: int, request_id: str) -> bool:
+        charge = self.charges.get(request_id)
+        return charge is not None and charge.tpot_ms == tpot_ms
 
     def _release(self) -> None:
         """Find the least promise that is to be kept: of those at the front, some were to requests that are gone."""
-        bounds, charges = self._bounds, self.charges
-        while bounds:
-            bound_ms, request_id = bounds[0]
-            charge = charges.get(request_id)
-            if charge is not None and charge.tpot_ms == bound_ms:
-                self.bound_ms = bound_ms
-                return
+        bounds = self._bounds
+        while bounds and not self._holds(*bounds[0]):
             heapq.heappop(bounds)
-        self.bound_ms = 0
+        self.bound_ms = bounds[0][0] if bounds else 0
 
     def _count(self, charge: Charge, sign: int) -> None:
         self.context_tokens += sign * charge.context_tokens

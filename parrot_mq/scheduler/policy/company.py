@@ -94,16 +94,15 @@ class Company:
         """Return where an engine belongs; None if it takes nothing at all now."""
         record, before = load.record, self._model_of.get(load.id)
         if record is None or record.state is not EngineState.READY:
-            self.forget(load.id)
+            self._forget(load.id)
             return None
         if before != record.model:
-            self.forget(load.id)
+            self._forget(load.id)
             self._model_of[load.id] = record.model
             self._sides.setdefault(record.model, _Side()).busy[load.id] = 0.0
         return self._sides[record.model]
 
-    def forget(self, engine_id: str) -> None:
-        """An engine is gone."""
+    def _forget(self, engine_id: str) -> None:
         model = self._model_of.pop(engine_id, None)
         if model is None:
             return

@@ -119,7 +119,6 @@ class Fleet(Mapping[str, EngineLoad]):
         if load is not None:
             load.forget()
             self._rank(load, 0.0)
-            self.company.forget(engine_id)
             self._dirty.pop(engine_id, None)
             del self._loads[engine_id]
         return load

@@ -10,7 +10,6 @@ from parrot_mq.scheduler.nodes import RequestNode
 from parrot_mq.scheduler.policy.books import Books, Charge, is_patient, is_urgent, tpot_ms
 from parrot_mq.scheduler.policy.outlook import Outlook
 from parrot_mq.scheduler.policy.pacing import Pacing
-from parrot_mq.scheduler.policy.prefix import Boundary
 from parrot_mq.scheduler.policy.residency import Holders, Residency
 
 
@@ -187,10 +186,6 @@ class EngineLoad:
         cached = self.cached_tokens(node, now_ms)
         return (cached, self._books.sharing.shared_with(node.prefix)) if cached else (0, 0)
 
-    def expect(self, prefix: tuple[Boundary, ...], now_ms: float) -> None:
-        """The engine was told to prefill a prompt that begins with ``prefix``: it counts as resident."""
-        self._residency.assign(prefix, now_ms)
-
     def predict(self, node: RequestNode, now_ms: float) -> float | None:
         """Return ``completion_ms`` of ``node`` if it is admitted here, else None."""
         cached, shared = self._known(node, now_ms)
@@ -209,27 +204,11 @@ class EngineLoad:
         ``shared_tokens`` of their prompts are the same in all of them: computed once, and read once in each step by an
         engine whose attention can.
         """
-        prompt, output, outlook = node.prompt_tokens, node.output_tokens, self.outlook
+        prompt, output = node.prompt_tokens, node.output_tokens
         cached, shared = self._known(node, now_ms)
         if count == 1:
-            return outlook.completion_ms(prompt, output, cached, shared, now_ms)
-        assert self.record is not None
-        prefill = self.record.cost.prefill_ms
-        others = max(cached, shared_tokens)
-        prefill_ms = prefill(max(0, prompt - cached), cached) + (count - 1) * prefill(max(0, prompt - others), others)
-        shared += (count - 1) * max(shared, shared_tokens)
-        slots, after = self.record.max_num_seqs, len(self._books.charges) + count
-        step_ms = outlook.step_with(count, count * (prompt + output // 2), shared)
-        wait_ms = 0.0
-        if after > slots:
-            wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
-        harm_ms = prefill_ms - self.record.cost.hidden_ms(prompt - cached)
-        return outlook.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms)
-
-    @property
-    def prefill_until_ms(self) -> float:
-        """When the prompts that were given to it should have been prefilled."""
-        return self.outlook.prefill_until_ms
+            return self.outlook.completion_ms(prompt, output, cached, shared, now_ms)
+        return self.outlook.completion_of_all_ms(count, prompt, output, cached, shared, shared_tokens, now_ms)
 
     # Books ------------------------------------------------------------------------------------------------------------
 

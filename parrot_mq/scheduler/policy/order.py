@@ -283,10 +283,14 @@ class ReadyQueue:
 
     def _compact(self, line: _Line) -> None:
         # Taken-out entries stay in their heap until they come first; rebuild when most are such.
-        if line.num_entries <= 2 * len(self._queued) + 64:
+        if line.num_entries <= 2 * line.num_queued + 64:
             return
         line.num_entries = 0
-        for heap in line.heaps.values():
+        for tenant, heap in list(line.heaps.items()):
             heap[:] = [entry for entry in heap if entry[2].ticket == entry[1]]
             heapq.heapify(heap)
             line.num_entries += len(heap)
+            if not heap:
+                del line.heaps[tenant]
+        line.tenants = [noted for noted in line.tenants if noted[1] in line.heaps]
+        heapq.heapify(line.tenants)

@@ -127,7 +127,23 @@ class Outlook:
         prefill_ms = cost.prefill_ms(uncached, cached)
         step_ms = self._next_step_ms + self._per_token_ms * (prompt + output // 2 - cost.shared_saving * shared)
         wait_ms = self._wait * (self._books.output_tokens + output) * step_ms
-        return self.total_ms(prefill_ms, prefill_ms - cost.hidden_ms(uncached), step_ms, wait_ms, output, now_ms)
+        return self._total_ms(prefill_ms, prefill_ms - cost.hidden_ms(uncached), step_ms, wait_ms, output, now_ms)
+
+    def completion_of_all_ms(
+        self, count: int, prompt: int, output: int, cached: int, shared: int, common: int, now_ms: float
+    ) -> float:
+        """Predict the same as ``completion_ms`` for the last of ``count`` such requests that come at once.
+
+        The first ``common`` of their prompt tokens are the same: computed once, and read for all of them.
+        """
+        cost, slots = self._cost, self._slots
+        others, uncached = max(cached, common), max(0, prompt - cached)
+        prefill_ms = cost.prefill_ms(uncached, cached) + (count - 1) * cost.prefill_ms(max(0, prompt - others), others)
+        step_ms = self._step_with(count, count * (prompt + output // 2), shared + (count - 1) * max(shared, common))
+        after, wait_ms = len(self._books.charges) + count, 0.0
+        if after > slots:
+            wait_ms = (after - slots) / slots * (self._books.output_tokens + count * output) / after * step_ms
+        return self._total_ms(prefill_ms, prefill_ms - cost.hidden_ms(uncached), step_ms, wait_ms, output, now_ms)
 
     def scores_ms(self, now_ms: float) -> list[float]:
         """Return ``completion_ms`` of requests of each of ``SIZES`` that share nothing: what engines are ranked by."""
@@ -136,10 +152,14 @@ class Outlook:
         for (prompt, output), (prefill_ms, harm_ms) in zip(SIZES, self._size_prefills_ms, strict=True):
             step_ms = self._next_step_ms + per_token_ms * (prompt + output // 2)
             wait_ms = wait * (output_tokens + output) * step_ms if wait else 0.0
-            scores.append(self.total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms))
+            scores.append(self._total_ms(prefill_ms, harm_ms, step_ms, wait_ms, output, now_ms))
         return scores
 
-    def step_with(self, more: int, more_tokens: int, more_shared: int) -> float:
+    def longer_ms(self, more_tokens: int) -> float:
+        """Predict how much longer a step takes with one more request of so many context tokens."""
+        return max(0.0, self._step_with(1, more_tokens, 0) - self._step_ms)
+
+    def _step_with(self, more: int, more_tokens: int, more_shared: int) -> float:
         """Predict a step with so many more requests, of so many context tokens in all, running here."""
         books, slots = self._books, self._slots
         running = len(books.charges) + more
@@ -148,11 +168,7 @@ class Outlook:
             return self._cost.decode_step_ms(slots, tokens * slots / running, shared * slots / running)
         return self._cost.decode_step_ms(running, tokens, shared)
 
-    def longer_ms(self, more_tokens: int) -> float:
-        """Predict how much longer a step takes with one more request of so many context tokens."""
-        return max(0.0, self.step_with(1, more_tokens, 0) - self._step_ms)
-
-    def total_ms(
+    def _total_ms(
         self, prefill_ms: float, harm_ms: float, step_ms: float, wait_ms: float, output: int, now_ms: float
     ) -> float:
         """Put a prediction together: the prompts ahead, the wait for a slot, prefill, decode, and the delay to others,

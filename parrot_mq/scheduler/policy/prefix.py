@@ -121,7 +121,7 @@ def boundaries(template: Template, node: RequestNode) -> list[Boundary]:
 def prompt_tokens(template: Template | None, node: RequestNode) -> int:
     """Estimate the length of a request's prompt; without the template its constants are not counted."""
     num_bytes = sum(variable.size_bytes for variable in node.inputs)
-    num_bytes += sum(len(text) for binding in node.bindings.values() if (text := binding.get("text")))
+    num_bytes += sum(len(text.encode()) for binding in node.bindings.values() if (text := binding.get("text")))
     num_tokens = tokens_of(num_bytes)
     if template is not None:
         num_tokens += sum(segment.num_tokens for segment in template.segments[: node.prompt_end])

@@ -31,10 +31,6 @@ class Ranking:
     def __contains__(self, name: str) -> bool:
         return name in self._keys
 
-    def key(self, name: str) -> float:
-        """Return the key of an item. Raises ``KeyError`` if there is none of this name."""
-        return self._keys[name]
-
     def put(self, name: str, key: float) -> None:
         """Rank ``name`` by ``key``, which replaces the key that it had."""
         before = self._keys.get(name)

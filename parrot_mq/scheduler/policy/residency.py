@@ -137,13 +137,15 @@ class Residency:
                 self._holders.hold(digest, self._engine_id, until_ms)
 
     def assign(self, prefix: Iterable[Boundary], now_ms: float) -> None:
-        """Note that a request with ``prefix`` was given to the engine, or that it was told to prefill it."""
+        """Note that a request with ``prefix`` was given to the engine.
+
+        ``now_ms`` may lie in the past, for a request that was there before: what counts until later stays as it is.
+        """
         recent, reported, engine_id, until_ms = self._recent, self._reported, self._engine_id, now_ms + RECENT_MS
         for digest, _ in prefix:
-            recent.pop(digest, None)
-            recent[digest] = until_ms
+            its_until_ms = recent[digest] = max(recent.pop(digest, 0.0), until_ms)
             if digest not in reported:
-                self._holders.hold(digest, engine_id, until_ms)
+                self._holders.hold(digest, engine_id, its_until_ms)
         for digest in self._outdated(now_ms):
             del recent[digest]
             if digest not in reported:

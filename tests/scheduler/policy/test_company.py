@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parrot_mq.messages import LATENCY, THROUGHPUT, CostModel, EngineRecord, Objective
+from parrot_mq.messages import LATENCY, THROUGHPUT, CostModel, EngineRecord, EngineState, Objective
 from parrot_mq.scheduler.core import Core
 from parrot_mq.scheduler.policy import Reason
 from parrot_mq.scheduler.policy.company import NUM_COMPANIES
@@ -137,21 +138,28 @@ def test_a_crowded_engine_takes_less_throughput_work_and_always_some() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**9))
 def test_companies_are_those_that_the_engines_make(seed: int) -> None:
-    """Whatever came, went and was asked for: as if it were computed from all engines each time."""
+    """Whatever came, went, left and was asked for: as if it were computed from all engines each time."""
     random = Random(seed)
-    core = core_with(*(a6000(f"e{n}") for n in range(5)))
+    records = {f"e{n}": a6000(f"e{n}") for n in range(5)}
+    core = core_with(*records.values())
     running: list[str] = []
     for n in range(60):
         act = random.random()
         if act < 0.6:
             ask(core, f"r{n}", random.choice([LATENCY, THROUGHPUT, None]), prompt=random.choice([10, 400, 3000]))
             running += placed(core, float(n))
-        elif running and act < 0.8:
+        elif running and act < 0.75:
             finish(core, running.pop(random.randrange(len(running))))
-        elif running:
+        elif running and act < 0.85:
             core.want(f"0-v-{random.choice(running)}", random.choice([LATENCY, THROUGHPUT]))
-        elif len(core.engines) > 1:
-            core.forget_engine(random.choice(list(core.engines)))
+        elif act < 0.95:
+            name = random.choice(list(records))
+            records[name] = dataclasses.replace(records[name], state=random.choice(list(EngineState)))
+            core.update_engines(dict(records))
+        elif len(records) > 1:  # with all that runs there
+            name = random.choice(list(records))
+            del records[name]
+            core.forget_engine(name)
         core.engines.open_models(float(n))
         core.engines.company.held("", float(n))
         loads = [load for load in core.engines.values() if load.num_urgent]

@@ -150,7 +150,7 @@ class FleetMachine(RuleBasedStateMachine):
                         assert ranked.setdefault(name, standing) is standing
                         assert room == loads[name].headroom
                         exact = loads[name].outlook.scores_ms(self.now_ms)[size]
-                        backlog = max(0.0, loads[name].prefill_until_ms - self.now_ms)
+                        backlog = max(0.0, loads[name].outlook.prefill_until_ms - self.now_ms)
                         # Between two rankings only the backlog of prompts shrinks.
                         late = exact * MAX_DRIFT / (1 - MAX_DRIFT) if not backlog else math.inf
                         assert exact - 1e-6 <= score <= exact + late + 1e-6
@@ -163,6 +163,21 @@ class FleetMachine(RuleBasedStateMachine):
             roomiest = self.fleet.roomiest(model, self.now_ms)
             most = max((load.headroom for load in loads.values()), default=None)
             assert (roomiest.headroom if roomiest is not None else None) == most
+
+    @invariant()
+    def company_is_kept_by_the_engines_that_take_requests(self) -> None:
+        self.fleet.open_models(self.now_ms)
+        ready: dict[str, list[EngineLoad]] = {}
+        for load in self.fleet.values():
+            if load.record is not None and load.record.state is EngineState.READY:
+                ready.setdefault(load.model, []).append(load)
+        sides = self.fleet.company._sides
+        assert sides.keys() == ready.keys()
+        for model, side in sides.items():
+            assert side.busy.keys() == {load.id for load in ready[model]}
+            assert side.urgent.keys() == {load.id for load in ready[model] if load.num_urgent}
+            assert side.demand == pytest.approx(sum(side.busy.values()))
+            assert not any(side.busy[name] for name in side.urgent)
 
     @invariant()
     def prefixes_are_held_where_they_were_reported_or_assigned(self) -> None:
@@ -237,3 +252,13 @@ def test_without_affinity_nothing_is_cached() -> None:
     node = request("x", prefix="p")
     fleet["e1"].charge(request("y", prefix="p"), 0.0)
     assert all(load.cached_tokens(node, 0.0) == 0 for load in fleet.values())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_prefix_that_is_estimated_longer_than_its_prompt_is_all_of_it(count: int) -> None:
+    load = EngineLoad("e0")
+    load.update(engine("e0", cost=CostModel(0.1, 20.0, 0.5, overlap=0.9)))
+    load.charge(request("chat", objective=LATENCY, prefix="p"), 0.0)
+    exact, longer = request("exact", 100), request("longer", 100)
+    exact.prefix, longer.prefix = (("p", 100),), (("p", 103),)
+    assert load.completion_ms(longer, 0.0, count=count) == load.completion_ms(exact, 0.0, count=count)

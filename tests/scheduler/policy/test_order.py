@@ -136,6 +136,18 @@ def test_memory_follows_what_waits() -> None:
     assert drain(queue) == ["keeper"]
 
 
+def test_nothing_is_left_of_tenants_that_have_gone_from_a_line_that_is_not_served() -> None:
+    """For a model whose engines are away one request waits on, while others come and are cancelled."""
+    queue = filled(node("keeper", model="away"), *(node(f"here{n}") for n in range(5000)))
+    for n in range(5000):
+        other = node(f"n{n}", tenant=f"t{n}", model="away")
+        queue.put(other)
+        queue.discard(other)
+    line = queue._lines["away", False]
+    assert len(line.heaps) == len(line.tenants) < 200
+    assert drain(queue, ("away",)) == ["keeper"]
+
+
 requests = st.tuples(
     st.integers(0, 20_000),
     st.sampled_from([None, LATENCY, THROUGHPUT, Objective(ObjectiveKind.DEADLINE, at_ms=1)]),

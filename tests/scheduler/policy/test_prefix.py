@@ -113,3 +113,9 @@ def test_prompt_tokens_count_constants_once_the_template_is_known() -> None:
     request = node({"a": "x" * 40, "b": "y" * 40})
     assert prompt_tokens(None, request) == 20
     assert prompt_tokens(template(*CHAT), request) == 20 + 8 + 2
+
+
+def test_text_counts_by_its_bytes_as_the_boundaries_count_it() -> None:
+    chat, request = template(*CHAT), node({"b": None})
+    request.bindings |= {"a": {"text": "ü" * 40}, "b": {"text": "ß" * 8}}
+    assert prompt_tokens(chat, request) == boundaries(chat, request)[-1][1] == 8 + 20 + 2 + 4
