@@ -497,3 +497,19 @@ def test_throughput_prompts_come_in_pieces_that_a_step_hides_beside_what_somebod
         engine.step()
     assert took_ms == ([(100, 22.0)] * 5 if num_steps > 1 else [(500, 102.0)])
     assert {"first", "work"} == set(engine.running)
+
+
+def test_what_is_computed_ahead_gives_way_to_nobody_who_cannot_begin_yet() -> None:
+    """A step hides a hundred tokens: while throughput work has them for one prompt, the next one is not admitted."""
+    engine = instant(cost=CostModel(0.2, 20.0, 0.0, overlap=0.9), num_blocks=64)
+    engine.add(sequence("first", "f" * 4 * 16, max_tokens=100, ignore_eos=True))
+    engine.step()
+    engine.prefill(hint("h", "h" * 4 * 16 * 15))
+    engine.step()
+    for name, num_tokens in (("long", 250), ("next", 400)):
+        work = sequence(name, name[0] * 4 * num_tokens, max_tokens=5, ignore_eos=True)
+        engine.add(dataclasses.replace(work, objective=ObjectiveKind.THROUGHPUT))
+    for ended in ([], [], ["h"]):
+        assert [output.id for output in engine.step() if output.finish is FinishReason.ABORTED] == ended
+        engine.check()
+    assert set(engine.running) == {"first", "long", "next"}

@@ -233,7 +233,7 @@ class SimEngine:
             if not was_idle and self._siblings.holds(sequence):
                 index += 1
                 continue
-            if not self._batch.fits(sequence) or not self._beside.admits(sequence.objective):
+            if not self._beside.admits(sequence.objective) or not self._batch.fits(sequence):
                 break
             del self._waiting[index]
             self._siblings.leave(sequence)
