@@ -177,8 +177,8 @@ class ClientSide(_SdkDriver):
     """The client knows the graph, the service does not: a call is sent when the outputs it reads have come back.
 
     The client passes variables on, not their texts, so that a prompt has the same token ids on both sides. Calls whose
-    inputs are there go out at once and together. Every call is asked for alike, as one that somebody
-    waits for, which engines treat best; nothing is said about what it is for.
+    inputs are there go out at once and together. Every call is asked for alike, as one that somebody waits for, which
+    engines treat best; nothing is said about what it is for.
     """
 
     async def run(

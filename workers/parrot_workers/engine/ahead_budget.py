@@ -11,10 +11,11 @@ SLOWDOWN = 0.125
 def tokens_ahead(cost: CostModel, limit: int, num_computed: int, num_beside: int, *, step_ms: float) -> int:
     """Return how many tokens of a prompt, behind ``num_computed`` of it, a step computes besides what it does.
 
-    It does take ``step_ms``, and prefills ``num_beside`` tokens, which are hidden first: as many as make it longer by
-    ``SLOWDOWN`` at most, from one to ``limit``. Where the weights' read hides computing (``CostModel.overlap``) these
-    are about the tokens that it hides, ``decode_base_ms / prefill_per_token_ms``: what is computed then is nearly free,
-    and need not be computed when somebody waits for it. Found by bisection: more tokens never take less time.
+    Without them it takes ``step_ms`` and prefills ``num_beside`` tokens, which are hidden first. They are as many as
+    make it longer by ``SLOWDOWN`` at most, but at least one, and at most ``limit``. Where reading the weights hides
+    computing (``CostModel.overlap``) these are about the tokens that it hides, ``decode_base_ms /
+    prefill_per_token_ms``: what is computed then is nearly free, and need not be computed when somebody waits for it.
+    Found by bisection: more tokens never take less time.
     """
     hidden_ms = cost.hidden_ms(num_beside)
     low, high = 1, limit

@@ -211,14 +211,15 @@ class BatchScheduler:
             chunks.append(self._chunk(sequence, num_tokens))
         return chunks
 
-    def _compute_ahead(self, budget: int, beside: list[Chunk]) -> list[Chunk]:
+    def _compute_ahead(self, budget: int, chunks: list[Chunk]) -> list[Chunk]:
+        """Return a piece of a prompt to be computed ahead in the step of ``chunks``; nothing if there is none."""
         if self.waiting or len(self.running) >= self.max_num_seqs:
             return []
         sequence = self.ahead.next(budget)
         if sequence is None or not sequence.num_uncomputed_tokens:
             return []
-        if beside:
-            work = StepWork.of(beside)
+        if chunks:
+            work = StepWork.of(chunks)
             step_ms = work.total_ms(self.cost)
             computed = sequence.num_computed_tokens
             budget = tokens_ahead(self.cost, budget, computed, work.num_prefill_tokens, step_ms=step_ms)
