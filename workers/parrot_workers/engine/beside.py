@@ -8,12 +8,14 @@ from parrot_mq.messages import CostModel, ObjectiveKind
 
 
 class Beside:
-    """One step's allowance: tokens that its throughput prompts may have; infinite where nobody else decodes.
+    """One step's allowance: tokens that its throughput prompts may have; infinite where nobody urgent decodes.
 
     A piece of a prompt as long as one reading of the weights hides costs those that decode hardly anything, a longer
     one costs them all that is beyond (``CostModel.hidden_ms``; stall-free batching, Agrawal et al., OSDI'24). So beside
-    them throughput prompts come in such pieces, one a step: nearly as fast as in large ones, and nearly unnoticed. An
-    engine where nothing is hidden (``overlap`` 0) gains nothing by it: there prompts are as they are elsewhere.
+    them throughput prompts come in such pieces, one a step, which they hardly notice. The prompts take nearly as long
+    as in large pieces where reading the weights is most of a step; in a large batch longer, by what a step lasts
+    besides.
+    An engine where nothing is hidden (``overlap`` 0) gains nothing by it: there prompts are as they are elsewhere.
     """
 
     __slots__ = ("_left",)
