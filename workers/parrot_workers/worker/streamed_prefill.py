@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 
@@ -23,6 +22,7 @@ from parrot_mq.store import ProducerStore, Reader
 from parrot_mq.store.partition import Partition
 from parrot_mq.store.records import RequestRecord, TokenPiece
 from parrot_workers.engine.port import FinishReason, PromptSegment, SequenceInput, SequenceOutput
+from parrot_workers.worker.follow import Follow
 from parrot_workers.worker.run import Run
 from parrot_workers.worker.stepper import Stepper, monotonic_s
 from parrot_workers.worker.table import RunTable
@@ -38,30 +38,6 @@ RECHECK_S = 1.0
 """How often it is looked where the value is being made, while it is not known."""
 BLOCK_MS = 500
 """How long one read of a stream waits: a follow that is to end looks this often."""
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Follow:
-    """One value that is followed for one reader: ``prefix`` is the reader's prompt up to the value, maybe empty."""
-
-    key: str
-    variable: str
-    partition: Partition
-    prefix: tuple[PromptSegment, ...]
-    salt: str
-    deadline_s: float
-    ended: bool = False
-    fresh: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    """Something happened: tokens came, their run has ended or begun, the engine has done what it was given."""
-    outstanding: str = ""
-    """The prefill that the engine has not done yet."""
-    num_sent: int = 0
-    """Tokens of the value in the newest prefill."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is to end."""
-        return self.ended or monotonic_s() > self.deadline_s
 
 
 class StreamedPrefills:
