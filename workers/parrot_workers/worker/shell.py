@@ -77,7 +77,7 @@ class EngineWorker:
         self._settled.set()
         if now:
             self._hurried = True
-            if self._patience is not None:
+            if self._patience is not None and not self._patience.expired():
                 self._patience.reschedule(self._loop.time())
 
     async def run(self) -> None:
@@ -176,8 +176,10 @@ class EngineWorker:
         """Wait until every run has ended, for ``timeout_s`` or until somebody is in a hurry."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s) as self._patience:
-                await self._runner.claimer.quiet()
-        self._patience = None
+                try:
+                    await self._runner.claimer.quiet()
+                finally:
+                    self._patience = None
 
     async def _farewell(self) -> None:
         self.hung = not await self._stepper.end(FAREWELL_S)
