@@ -69,31 +69,21 @@ async def test_drain_finishes_what_runs_and_gives_back_what_waits(
 
 
 @pytest.mark.redis
-async def test_a_hurry_in_the_moment_in_which_patience_ends_anyway(
-    real_desk: Any, open_real: Any, working: Any, gated: Any
-) -> None:
-    engine = gated()
-    async with working(open_real, lambda: engine, drain_timeout_s=0.05) as worker:
-        asked = await real_desk.ask("echo:never", dispatch_to=worker.engine_id)
-        await real_desk.until(asked, "running")
-        worker.stop()
-        async with asyncio.timeout(10):
-            while worker._patience is None or not worker._patience.expired():  # noqa: ASYNC110 (every turn of the loop)
-                await asyncio.sleep(0)
-        worker.stop(now=True)
-        assert (await real_desk.until(asked, "ready")).attempt == 0
-        engine.permit()
-
-
-@pytest.mark.redis
+@pytest.mark.parametrize("hurried", [False, True])
 async def test_what_does_not_finish_in_the_drain_is_given_back_as_no_attempt(
-    real_desk: Any, open_real: Any, working: Any, gated: Any
+    real_desk: Any, open_real: Any, working: Any, gated: Any, hurried: bool
 ) -> None:
+    """``hurried``: in the very moment in which its patience ends anyway."""
     engine = gated()
     async with working(open_real, lambda: engine, drain_timeout_s=0.05) as worker:
         asked = await real_desk.ask("echo:never", dispatch_to=worker.engine_id)
         await real_desk.until(asked, "running")
         worker.stop()
+        if hurried:
+            async with asyncio.timeout(10):
+                while worker._patience is None or not worker._patience.expired():  # noqa: ASYNC110 (every loop turn)
+                    await asyncio.sleep(0)
+            worker.stop(now=True)
         record = await real_desk.until(asked, "ready")
         assert record.attempt == 0
         engine.permit()
