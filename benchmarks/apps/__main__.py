@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import sys
 import time
@@ -68,15 +69,16 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
 
     async def measure() -> None:
         book = Book(chosen, "real", about, args.timelines)
-        async with contextlib.AsyncExitStack() as stack:
-            machine = Machine(stack, args.model, args.num_threads, args.network)
-            for order in chosen:
-                began_s = time.perf_counter()
-                dtype = order.point.dtype or args.dtype
-                values = _values(order, args)
-                result = await machine.run(order.experiment, values, order.system, order.repeat, dtype)
-                _say(order, result.outcome.seconds, time.perf_counter() - began_s)
-                _keep([row | {"model": f"{args.model} {dtype}"} for row in book.record(order, result)], args)
+        for _, of_point in itertools.groupby(chosen, lambda order: (order.experiment.name, order.point.label)):
+            async with contextlib.AsyncExitStack() as stack:  # the engines of all points at once would fill the memory
+                machine = Machine(stack, args.model, args.num_threads, args.network)
+                for order in of_point:
+                    began_s = time.perf_counter()
+                    dtype = order.point.dtype or args.dtype
+                    values = _values(order, args)
+                    result = await machine.run(order.experiment, values, order.system, order.repeat, dtype)
+                    _say(order, result.outcome.seconds, time.perf_counter() - began_s)
+                    _keep([row | {"model": f"{args.model} {dtype}"} for row in book.record(order, result)], args)
 
     asyncio.run(measure())
 

@@ -53,7 +53,9 @@ def environment_of(system: System) -> dict[str, str]:
 
 
 class Machine:
-    """Starts what a system needs at its first run, and keeps it; ``network`` scales the round trip."""
+    """Starts what a system needs at its first run, and keeps it until ``stack`` ends; ``network`` scales the round
+    trip.
+    """
 
     def __init__(self, stack: contextlib.AsyncExitStack, model: str, num_threads: int, network: float = 1.0) -> None:
         self._stack = stack

@@ -52,7 +52,11 @@ REASONS: dict[tuple[str, str], str] = {
         "Nine round trips of ten are what there is to save; the rest is the same work on the same engine (see the "
         "ratio by the network alone). In bfloat16 outputs differ: a batch of other prompts rounds shared attention "
         "otherwise, and a model with random weights then goes another way; lengths stay the same. In float32, a point "
-        "of its own, they are to be the same."
+        "of its own, they are the same."
+    ),
+    ("mixed", "real"): (
+        "There is one engine, on one core, so that nothing can be kept apart: chats come first in it, and still share "
+        "each of its steps. Where there are several engines see the simulated rows."
     ),
 }
 
