@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.apps.bench import REAL, Point
@@ -67,20 +68,22 @@ def run_real_orders(chosen: list[Order], args: argparse.Namespace) -> None:
         "network": args.network,
     }
 
-    async def measure() -> None:
-        book = Book(chosen, "real", about, args.timelines)
-        for _, of_point in itertools.groupby(chosen, lambda order: (order.experiment.name, order.point.label)):
-            async with contextlib.AsyncExitStack() as stack:  # the engines of all points at once would fill the memory
-                machine = Machine(stack, args.model, args.num_threads, args.network)
-                for order in of_point:
-                    began_s = time.perf_counter()
-                    dtype = order.point.dtype or args.dtype
-                    values = _values(order, args)
-                    result = await machine.run(order.experiment, values, order.system, order.repeat, dtype)
-                    _say(order, result.outcome.seconds, time.perf_counter() - began_s)
-                    _keep([row | {"model": f"{args.model} {dtype}"} for row in book.record(order, result)], args)
+    book = Book(chosen, "real", about, args.timelines)
 
-    asyncio.run(measure())
+    async def measure(of_point: Iterable[Order]) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            machine = Machine(stack, args.model, args.num_threads, args.network)
+            for order in of_point:
+                began_s = time.perf_counter()
+                dtype = order.point.dtype or args.dtype
+                values = _values(order, args)
+                result = await machine.run(order.experiment, values, order.system, order.repeat, dtype)
+                _say(order, result.outcome.seconds, time.perf_counter() - began_s)
+                _keep([row | {"model": f"{args.model} {dtype}"} for row in book.record(order, result)], args)
+
+    # The engines of all points at once would fill the memory.
+    for _, of_point in itertools.groupby(chosen, lambda order: (order.experiment.name, order.point.label)):
+        asyncio.run(measure(of_point))
 
 
 def _values(order: Order, args: argparse.Namespace) -> dict[str, object]:
